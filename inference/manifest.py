@@ -59,7 +59,8 @@ class SeriesSelection(_Strict):
     sop_class: list[str] = []
     body_part: list[str] = []
     view_position: list[str] = Field(
-        default=[], description="an image that tells no view is taken; one that tells another is not"
+        default=[],
+        description="an image that tells no view is taken; one that tells another is not",
     )
     image_type_excludes: list[str] = ["LOCALIZER", "SCOUT"]
     allow_derived: bool = False
@@ -179,14 +180,22 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        for needed in (self.weights, "card.md", "evaluation.json", self.golden.input, self.golden.output):
+        for needed in (
+            self.weights,
+            "card.md",
+            "evaluation.json",
+            self.golden.input,
+            self.golden.output,
+        ):
             if needed not in self.files:
                 raise ValueError(f"files does not list {needed!r}")
         if not self.weights.endswith(".safetensors"):
             raise ValueError("weights come as safetensors, nothing else is loaded")
         for label in self.labels:
             if label.channel >= self.architecture.classes:
-                raise ValueError(f"label {label.label!r}: the network has no channel {label.channel}")
+                raise ValueError(
+                    f"label {label.label!r}: the network has no channel {label.channel}"
+                )
         channels = self.architecture.in_channels
         if len(self.preprocessing.mean) != channels or len(self.preprocessing.std) != channels:
             raise ValueError(f"mean and std need {channels} values each")

@@ -1,0 +1,1 @@
+"""One command; each file adds its own subcommands, calls one service, prints."""

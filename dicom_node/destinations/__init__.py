@@ -1,0 +1,1 @@
+"""Outbound: how an object reaches a PACS, a DICOMweb server or a folder."""

@@ -1,0 +1,1 @@
+"""The decisions: standard library only, no I/O, no clock of their own."""

@@ -1,0 +1,1 @@
+"""Inbound associations: translates events into service calls, decides nothing."""

@@ -1,0 +1,1 @@
+"""Predictions to DICOM objects: pure functions, no network."""

@@ -1,0 +1,1 @@
+"""What survives a crash: tables, instance files, bundles."""

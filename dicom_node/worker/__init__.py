@@ -1,0 +1,1 @@
+"""The Celery application: the only part of the service that loads torch."""
