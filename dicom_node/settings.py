@@ -9,6 +9,7 @@ generated from here.
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -117,7 +118,7 @@ class StorageSettings(_Section):
     )
     database: str = Field(
         "",
-        description="SQLAlchemy URL; empty: SQLite in the folder. postgresql+psycopg://user@host/name in production",
+        description="SQLAlchemy URL, as postgresql+psycopg://user@host/name; empty: SQLite",
     )
 
 
@@ -126,7 +127,7 @@ class BrokerSettings(_Section):
 
     url: str = Field(
         "",
-        description="redis://host:6379/0; empty: `up` runs a private one on a unix socket in the folder",
+        description="redis://host:6379/0; empty: `up` runs a private one on a unix socket",
     )
     socket_timeout: Seconds = Field(
         3, description="seconds before a frozen Redis is given up for this nudge"
@@ -160,7 +161,7 @@ class WorkerSettings(_Section):
     ageing: Seconds = Field(
         300,
         gt=0,
-        description="seconds of waiting that lift a job by one priority step, so routine never starves",
+        description="seconds of waiting that lift a job one priority step: routine never starves",
     )
 
 
@@ -243,8 +244,6 @@ class Settings(BaseSettings):
         inside = self.storage.folder / "redis.sock"
         if len(str(inside)) <= 100:
             return inside
-        from hashlib import sha256
-
         name = sha256(str(self.storage.folder).encode()).hexdigest()[:16]
         runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/dicom-node-{os.getuid()}")  # noqa: S108 - made with mode 0700 by the supervisor, which refuses one that is not ours
         return runtime / f"{name}.sock"

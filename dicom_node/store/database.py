@@ -1,0 +1,116 @@
+"""Owns the engine and its transactions; refuses to know any table.
+
+SQLite: WAL, synchronous FULL (a commit is on disk when it returns), BEGIN IMMEDIATE for writers
+(a deferred transaction that upgrades fails at once, whatever the timeout). PostgreSQL: its own
+defaults. Errors that say "not now" leave as ``Unavailable``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session, sessionmaker
+
+from dicom_node.errors import Unavailable
+
+BUSY_SECONDS = 10
+"""How long a writer waits for another before the database counts as away."""
+
+
+def connect(url: str) -> Engine:
+    """Make the engine; nothing is opened yet.
+
+    Args:
+        url: a SQLAlchemy URL of SQLite or PostgreSQL.
+    """
+    if not url.startswith("sqlite"):
+        return create_engine(
+            url, pool_pre_ping=True, pool_size=10, connect_args={"connect_timeout": 5}
+        )
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=20)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reading = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+class Database:
+    """Transactions on one database."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        if url.startswith("sqlite:///"):
+            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self.engine = connect(url)
+        self._write = sessionmaker(self.engine, expire_on_commit=False)
+        self._read = sessionmaker(
+            self.engine.execution_options(read_only=True), expire_on_commit=False
+        )
+
+    @property
+    def is_postgresql(self) -> bool:
+        """True where row locks and SKIP LOCKED exist."""
+        return self.engine.dialect.name == "postgresql"
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A writing transaction: committed at the end, rolled back on any error.
+
+        Raises:
+            Unavailable: the database cannot be reached, is locked or full. After a failed commit
+                the outcome may be unknown: see ``CommitUnknown``.
+        """
+        with self._translated(), self._write() as session:
+            yield session
+            try:
+                session.commit()
+            except (OperationalError, InterfaceError) as error:
+                if error.connection_invalidated:
+                    raise CommitUnknown(_reason(error)) from error
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A transaction that only reads."""
+        with self._translated(), self._read() as session:
+            yield session
+
+    def ping(self) -> None:
+        """Raise Unavailable unless a query is answered."""
+        with self.reading() as session:
+            session.execute(text("SELECT 1"))
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            raise Unavailable(f"database: {_reason(error)}") from error
+
+
+class CommitUnknown(Unavailable):
+    """The connection broke in a COMMIT: the transaction may or may not have happened."""
+
+
+def _reason(error: Exception) -> str:
+    """The driver's first line; never the statement, whose values may name a patient."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
