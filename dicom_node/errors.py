@@ -9,7 +9,7 @@
     ├── Unavailable                 exit code 5   database, broker, disk or peer cannot take it now
     │   └── OutOfSpace
     ├── RefusedInstance                           a C-STORE that must not be acknowledged
-    │   ├── IdentifierProblem                     required UIDs missing, malformed, or not the request's
+    │   ├── IdentifierProblem                     UIDs missing, malformed, not the request's
     │   ├── UnreadableDataSet                     truncated, not DICOM, too deep
     │   ├── OverLimit                             larger than this node takes
     │   └── ConflictingInstance                   the UID is held with other content

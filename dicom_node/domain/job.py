@@ -6,6 +6,7 @@ Refuses to know who runs it and where it is stored.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from hashlib import sha256
 
@@ -61,3 +62,12 @@ def inputs_digest(inputs: tuple[Input, ...]) -> str:
     """SHA-256 in hex over role, UID and content of every input, whatever their order."""
     lines = sorted(f"{i.role} {i.sop_instance_uid} {i.sha256}" for i in inputs)
     return sha256("\n".join(lines).encode()).hexdigest()
+
+
+def due_at(created_at: datetime, priority: Priority, ageing: timedelta) -> datetime:
+    """The instant by which jobs are ordered: the earliest runs first.
+
+    Ordering by ``priority - waited / ageing`` is ordering by ``created + priority x ageing``, which
+    never changes: routine work ages without anyone touching its row, and an index can sort it.
+    """
+    return created_at + int(priority) * ageing

@@ -35,7 +35,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
         """Refuse naive times: they are always a mistake."""
         if value is None:
             return None
@@ -43,7 +43,7 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError("a naive datetime was about to be stored")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
         """Put UTC back where the database does not keep it."""
         if value is None:
             return None
@@ -263,7 +263,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("model_id", "inputs_digest", "generation"),
-        Index("ix_jobs_claim", "state", "priority", "created_at"),
+        Index("ix_jobs_claim", "state", "queue", "due_at"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -276,6 +276,7 @@ class Job(Base):
     state: Mapped[str] = mapped_column(String(16))
     priority: Mapped[int]
     created_at: Mapped[datetime]
+    due_at: Mapped[datetime]  # domain.job.due_at: the earliest is claimed first
     not_before: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(default=0)
     token: Mapped[int] = mapped_column(default=0)  # fencing: grows with every claim

@@ -1,0 +1,193 @@
+"""Owns the C-STORE and C-ECHO SCU; sends files as they are, decides no retries.
+
+What a status means is ``dimse.status``'s; when to try again is the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.presentation import PresentationContext
+
+from dicom_node.destinations.types import EchoResult, Item, OnResult, Refused, Sent
+from dicom_node.dimse.contexts import (
+    MAXIMUM_CONTEXTS,
+    UNCOMPRESSED,
+    VERIFICATION,
+    convertible,
+    proposed,
+    syntaxes_of,
+)
+from dicom_node.dimse.status import SOP_CLASS_NOT_SUPPORTED, SUCCESS, Meaning, meaning_of
+from dicom_node.dimse.transport import RequestorAE
+from dicom_node.errors import DeliveryFailed, Retry
+
+# PS3.8 table 9-18: abstract syntax or transfer syntaxes not supported. The other refusals (1 by
+# the user, 2 no reason) may pass.
+NOT_SUPPORTED = (3, 4)
+
+
+@dataclass(frozen=True)
+class DimseDestination:
+    """A PACS that takes C-STORE.
+
+    Args:
+        ae_title: its AE title.
+        host: its address.
+        port: its TCP port.
+        calling: our AE title.
+        timeout: seconds to connect, for each answer after the last byte sent, for each write.
+    """
+
+    ae_title: str
+    host: str
+    port: int
+    calling: str
+    timeout: float = 30.0
+
+    def send(self, items: Sequence[Item], on_result: OnResult) -> None:
+        """Send all items on one association (more where 128 contexts do not suffice).
+
+        A result is reported when its response arrives. After the association is lost the rest is
+        reported as failed, to be tried later.
+        """
+        for batch in _batches(items):
+            self._send(batch, on_result)
+
+    def _send(self, items: Sequence[Item], on_result: OnResult) -> None:
+        contexts = proposed((i.sop_class_uid, i.transfer_syntax) for i in items)
+        try:
+            association = self._associate(contexts)
+        except DeliveryFailed as failure:
+            for item in items:
+                on_result(item, failure)
+            return
+        with _released(association):
+            for number, item in enumerate(items):
+                try:
+                    outcome = _store(association, item, number % 65535 + 1)
+                except DeliveryFailed as failure:
+                    on_result(item, failure)
+                else:
+                    on_result(item, outcome)
+
+    def echo(self) -> EchoResult:
+        """C-ECHO on an association of its own."""
+        started = time.monotonic()
+        try:
+            association = self._associate(proposed([(VERIFICATION, UNCOMPRESSED[1])]))
+        except DeliveryFailed as failure:
+            return EchoResult(False, failure.reason, time.monotonic() - started)
+        with _released(association):
+            if association.is_established:
+                answer = association.send_c_echo()
+                fault = "" if answer.get("Status") == SUCCESS else _answered(answer)
+            else:
+                fault = _why_not(association).reason
+        return EchoResult(not fault, fault, time.monotonic() - started)
+
+    def _associate(self, contexts: list[PresentationContext]) -> Association:
+        """Ask for an association, which may come back rejected, aborted or unconnected."""
+        ae = RequestorAE(self.calling, self.timeout)
+        try:
+            return ae.associate(self.host, self.port, contexts, ae_title=self.ae_title)
+        except OSError as error:  # a name that cannot be resolved
+            raise DeliveryFailed(f"address: {error.strerror}", Retry.LATER) from error
+
+
+@contextlib.contextmanager
+def _released(association: Association) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        association.abort()
+        raise
+    association.release()
+
+
+def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Items in order, cut where their contexts would exceed one association's."""
+    batch: list[Item] = []
+    for item in items:
+        kinds = [(i.sop_class_uid, i.transfer_syntax) for i in (*batch, item)]
+        if batch and len(proposed(kinds)) > MAXIMUM_CONTEXTS:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _store(association: Association, item: Item, message_id: int) -> Sent:
+    """Send one item.
+
+    Raises:
+        DeliveryFailed: it is not at the destination, as far as we know.
+    """
+    if not association.is_established:
+        raise _why_not(association, item)
+    syntax = _choose(association, item)
+    try:
+        # A path is streamed byte for byte; a data set is encoded in the accepted syntax.
+        payload = item.path if syntax == item.transfer_syntax else dcmread(item.path)
+        answer = association.send_c_store(payload, message_id)
+    except OSError as error:
+        raise DeliveryFailed(f"file cannot be read: {error.strerror}", Retry.LATER) from error
+    except RuntimeError as error:  # the association ended since the check
+        raise _why_not(association, item) from error
+    if "Status" not in answer:
+        raise DeliveryFailed(_answered(answer), Retry.LATER)
+    status, comment = int(answer.Status), str(answer.get("ErrorComment", ""))
+    meaning = meaning_of(status)
+    if meaning in (Meaning.LATER, Meaning.NEVER):
+        raise Refused(status, Retry(meaning.value), comment)
+    return Sent(status, comment, syntax)
+
+
+def _choose(association: Association, item: Item) -> str:
+    """The item's own transfer syntax where accepted, else an uncompressed one if that will do."""
+    accepted = syntaxes_of(association.accepted_contexts, item.sop_class_uid)
+    if item.transfer_syntax in accepted:
+        return item.transfer_syntax
+    if convertible(item.transfer_syntax) and accepted:
+        return next(s for s in UNCOMPRESSED if s in accepted)
+    raise _context_refused(association, item)
+
+
+def _context_refused(association: Association, item: Item) -> DeliveryFailed:
+    results = [
+        c.result for c in association.rejected_contexts if c.abstract_syntax == item.sop_class_uid
+    ]
+    never = any(result in NOT_SUPPORTED for result in results)
+    return DeliveryFailed(
+        f"SOP class {item.sop_class_uid} not accepted in {item.transfer_syntax}",
+        Retry.NEVER if never else Retry.LATER,
+        SOP_CLASS_NOT_SUPPORTED,
+    )
+
+
+def _why_not(association: Association, item: Item | None = None) -> DeliveryFailed:
+    """Why there is no association (any more)."""
+    if item and association.rejected_contexts and not association.accepted_contexts:
+        return _context_refused(association, item)
+    if association.is_rejected:
+        answer = association.acceptor.primitive
+        assert isinstance(answer, A_ASSOCIATE)  # noqa: S101 - narrows: a rejection is one
+        code = f"({answer.result},{answer.result_source},{answer.diagnostic})"
+        return DeliveryFailed(f"association rejected {code}", Retry.LATER)
+    if association.acceptor.primitive is None:
+        return DeliveryFailed("no connection, or no answer to it", Retry.LATER)
+    return DeliveryFailed("association aborted or lost", Retry.LATER)
+
+
+def _answered(answer: Dataset) -> str:
+    if "Status" in answer:
+        return f"answered with status 0x{answer.Status:04X}"
+    return "no answer in time, or association lost"

@@ -1,0 +1,224 @@
+"""Owns the storage commitment SCP; commits nothing but what the inbox holds durably.
+
+The answer goes to the AE's known endpoint, tried a few times from one background thread; an AE
+without one gets it on its own association, right after the N-ACTION response. Answers that wait
+are lost with the process: PS3.4 J.3 lets the SCU ask again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import cast
+
+import structlog
+from pydicom.dataset import Dataset
+from pynetdicom import build_role
+from pynetdicom.dimse_primitives import N_ACTION, N_EVENT_REPORT
+from pynetdicom.dsutils import encode
+from pynetdicom.events import Event
+
+from dicom_node.dimse import status
+from dicom_node.dimse.contexts import STORAGE_COMMITMENT, is_uid
+from dicom_node.dimse.transport import GuardedAssociation, RequestorAE
+from dicom_node.listener.inbox import Inbox
+
+log = structlog.get_logger(__name__)
+
+PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"
+REQUEST_COMMITMENT = 1  # action type, PS3.4 J.3.2
+ALL_HELD, SOME_FAILED = 1, 2  # event types, PS3.4 J.3.3
+NO_SUCH_OBJECT = 0x0112  # failure reason, PS3.3 C.14.1.1
+DELAYS = (0.0, 2.0, 10.0, 60.0, 300.0)
+"""Seconds before each attempt to answer."""
+WAITING_ANSWERS = 1000
+
+Reference = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One N-ACTION: who wants which instances (class, instance) committed."""
+
+    calling: str
+    transaction_uid: str
+    references: tuple[Reference, ...]
+
+
+class Commitments:
+    """Takes requests, and answers each once.
+
+    Args:
+        ae_title: ours, for the associations on which answers go out.
+        inbox: knows what is held and where to answer.
+        timeout: seconds for each step of such an association.
+        delays: seconds before each attempt.
+    """
+
+    def __init__(
+        self,
+        ae_title: str,
+        inbox: Inbox,
+        *,
+        timeout: float = 10.0,
+        delays: Sequence[float] = DELAYS,
+    ) -> None:
+        self._ae = RequestorAE(ae_title, timeout)
+        self._ae.add_requested_context(STORAGE_COMMITMENT)
+        self._inbox, self._delays = inbox, delays
+        self._changed = threading.Condition()
+        self._order = itertools.count()
+        # (due, order, attempt, request, endpoint); order keeps requests from being compared
+        self._waiting: list[tuple[float, int, int, Request, tuple[str, int]]] = []
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what waits is dropped."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join(1.0)
+
+    def request(self, event: Event) -> tuple[int, Dataset | None]:
+        """N-ACTION: note what the modality expects us to hold, and promise an answer."""
+        if event.action_type != REQUEST_COMMITMENT:
+            return status.NO_SUCH_ACTION, None
+        if cast(N_ACTION, event.request).RequestedSOPInstanceUID != PUSH_MODEL_INSTANCE:
+            return status.NO_SUCH_INSTANCE, None
+        association = cast(GuardedAssociation, event.assoc)
+        wanted = _parse(association.requestor.ae_title, event.action_information)
+        if wanted is None:
+            return status.INVALID_ARGUMENT, None
+        try:
+            self._inbox.expect(
+                association=association.row,
+                source="commitment",
+                study_uid=None,
+                sop_instance_uids=[instance for _, instance in wanted.references],
+            )
+            endpoint = self._inbox.endpoint(wanted.calling)
+        except Exception as error:
+            log.error("commitment not taken", error=type(error).__name__, **association.names)
+            return status.PROCESSING_FAILURE, None
+        if endpoint is None:
+            context_id = event.context.context_id
+            association.afterwards.append(
+                lambda: self._answer_here(association, context_id, wanted)
+            )
+        elif not self._enqueue(wanted, endpoint, attempt=0):
+            return status.RESOURCE_LIMITATION, None
+        return status.SUCCESS, None
+
+    def _answer_here(
+        self, association: GuardedAssociation, context_id: int, wanted: Request
+    ) -> None:
+        """Send the report without waiting for its response, which the reactor lets pass.
+
+        Waiting would take the peer's next request for the response.
+        """
+        try:
+            event_type, information = _report(wanted, self._inbox.held(wanted.references))
+        except Exception as error:
+            log.error("commitment not answered", error=type(error).__name__, **association.names)
+            return
+        syntax = association._accepted_cx[context_id].transfer_syntax[0]
+        encoded = encode(information, syntax.is_implicit_VR, syntax.is_little_endian)
+        message = N_EVENT_REPORT()
+        message.MessageID = 1
+        message.AffectedSOPClassUID = STORAGE_COMMITMENT
+        message.AffectedSOPInstanceUID = PUSH_MODEL_INSTANCE
+        message.EventTypeID = event_type
+        message.EventInformation = BytesIO(encoded or b"")
+        association.dimse.send_msg(message, context_id)
+
+    def _enqueue(self, wanted: Request, endpoint: tuple[str, int], attempt: int) -> bool:
+        due = time.monotonic() + self._delays[attempt]
+        with self._changed:
+            if len(self._waiting) >= WAITING_ANSWERS:
+                return False
+            heapq.heappush(self._waiting, (due, next(self._order), attempt, wanted, endpoint))
+            self._changed.notify()
+        return True
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopped and (left := self._seconds_left()) != 0:
+                    self._changed.wait(left)
+                if self._stopped:
+                    return
+                _, _, attempt, wanted, endpoint = heapq.heappop(self._waiting)
+            self._try(wanted, endpoint, attempt)
+
+    def _seconds_left(self) -> float | None:
+        """Until the next attempt; None where nothing waits."""
+        return max(self._waiting[0][0] - time.monotonic(), 0) if self._waiting else None
+
+    def _try(self, wanted: Request, endpoint: tuple[str, int], attempt: int) -> None:
+        names = {"calling": wanted.calling, "transaction_uid": wanted.transaction_uid}
+        try:
+            event_type, information = _report(wanted, self._inbox.held(wanted.references))
+            answered = self._deliver(wanted.calling, endpoint, event_type, information)
+        except Exception as error:
+            log.warning("commitment attempt failed", error=type(error).__name__, **names)
+            answered = False
+        if answered:
+            log.info("commitment answered", complete=event_type == ALL_HELD, **names)
+        elif attempt + 1 == len(self._delays) or not self._enqueue(wanted, endpoint, attempt + 1):
+            log.error("commitment not answered", attempts=attempt + 1, **names)
+
+    def _deliver(
+        self, ae_title: str, endpoint: tuple[str, int], event_type: int, information: Dataset
+    ) -> bool:
+        # We ask for the association and are the SCP all the same: PS3.4 J.3.3.
+        role = build_role(STORAGE_COMMITMENT, scp_role=True)
+        association = self._ae.associate(*endpoint, ae_title=ae_title, ext_neg=[role])
+        if not association.is_established:
+            return False
+        try:
+            answer, _ = association.send_n_event_report(
+                information, event_type, STORAGE_COMMITMENT, PUSH_MODEL_INSTANCE
+            )
+            return bool(answer) and answer.Status == status.SUCCESS
+        finally:
+            association.release()
+
+
+def _parse(calling: str, information: Dataset) -> Request | None:
+    transaction = information.get("TransactionUID")
+    references = tuple(
+        (str(item.get("ReferencedSOPClassUID")), str(item.get("ReferencedSOPInstanceUID")))
+        for item in information.get("ReferencedSOPSequence") or ()
+    )
+    uids = itertools.chain([transaction], *references)
+    if not references or not all(is_uid(uid) for uid in uids):
+        return None
+    return Request(calling, str(transaction), references)
+
+
+def _report(wanted: Request, held: set[Reference]) -> tuple[int, Dataset]:
+    """The event type and information of PS3.4 table J.3-2."""
+    information = Dataset()
+    information.TransactionUID = wanted.transaction_uid
+    kept = [_item(reference) for reference in wanted.references if reference in held]
+    lost = [_item(reference) for reference in wanted.references if reference not in held]
+    if kept:
+        information.ReferencedSOPSequence = kept
+    if lost:
+        for item in lost:
+            item.FailureReason = NO_SUCH_OBJECT
+        information.FailedSOPSequence = lost
+    return (SOME_FAILED if lost else ALL_HELD), information
+
+
+def _item(reference: Reference) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = reference
+    return item

@@ -1,0 +1,86 @@
+"""Owns what every result object has in common: whose it is, what made it, when, and its file meta.
+
+Refuses to know what the object says; segmentation and report add that.
+"""
+
+from __future__ import annotations
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from dicom_node.results.codes import PROCESSING_EQUIPMENT
+from dicom_node.results.content import coded
+from dicom_node.results.identity import BUILDER_VERSION, Identity
+from dicom_node.results.normalise import local_time, study_header
+from dicom_node.results.types import Kind, ModelIdentity
+
+IMPLEMENTATION_CLASS_UID = "2.25.95846623718129024994425519601200099982"
+IMPLEMENTATION_VERSION_NAME = "DICOM_NODE_1"
+RESEARCH_USE = "Research use, not for diagnosis"
+LONG_STRING = 64
+"""Characters of a Long String (PS3.5 6.2)."""
+
+
+def common(kind: Kind, sop_class_uid: str, modality: str, identity: Identity) -> Dataset:
+    """Patient, study, series, equipment and SOP Common attributes, with file meta information.
+
+    Series Date and Time are left out on purpose: a series collects the results of many jobs, and
+    all of its instances must agree on them.
+    """
+    source, model, context = identity.source.first, identity.model, identity.context
+    dataset = study_header(source)
+    date, time = local_time(context.job_created_at, source)
+
+    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class_uid, identity.instance(kind)
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = date, time
+    dataset.ContentDate, dataset.ContentTime = date, time
+    dataset.InstanceNumber = identity.instance_number()
+
+    dataset.Modality = modality
+    dataset.SeriesInstanceUID = identity.series(kind)
+    dataset.SeriesNumber = identity.series_number(kind)
+    dataset.SeriesDescription = series_description(model)
+
+    dataset.Manufacturer = model.manufacturer
+    dataset.ManufacturerModelName = model.title
+    dataset.DeviceSerialNumber = model.bundle_digest[:16]
+    dataset.SoftwareVersions = [model.version, f"dicom-node results {BUILDER_VERSION}"]
+    if context.institution:
+        dataset.InstitutionName = context.institution[:LONG_STRING]
+
+    equipment = Dataset()
+    equipment.PurposeOfReferenceCodeSequence = [coded(PROCESSING_EQUIPMENT)]
+    equipment.Manufacturer = model.manufacturer
+    equipment.ManufacturerModelName = model.title
+    equipment.SoftwareVersions = model.version
+    equipment.DeviceSerialNumber = model.bundle_digest[:16]
+    equipment.DeviceUID = identity.device()
+    equipment.ContributionDateTime = date + time
+    equipment.ContributionDescription = "Algorithm"
+    dataset.ContributingEquipmentSequence = [equipment]
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(dataset.SOPInstanceUID)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    dataset.file_meta = meta
+    return dataset
+
+
+def series_description(model: ModelIdentity) -> str:
+    """Model, version and, unless the manifest says otherwise, the warning; 64 characters at most.
+
+    What does not fit gives way in this order: "not for diagnosis", the title for the short name,
+    the end of the version.
+    """
+    full = f"{model.title} {model.version}"
+    if not model.research_only:
+        return full if len(full) <= LONG_STRING else f"{model.name} {model.version}"[:LONG_STRING]
+    short = "Research use"
+    for text in (f"{full} - {RESEARCH_USE}", f"{full} - {short}"):
+        if len(text) <= LONG_STRING:
+            return text
+    ending = f" - {short}"
+    return f"{model.name} {model.version}"[: LONG_STRING - len(ending)] + ending

@@ -1,0 +1,62 @@
+"""Owns the building of a process's adapters, in one place; refuses to use any of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from dicom_node.settings import Settings
+from dicom_node.store.database import Database
+from dicom_node.store.files import Folder
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The wall clock, aware."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a process of the node works with.
+
+    Attributes:
+        id: of this process, drawn at start; owner of its leases and temporary files.
+        instances: received instances, and those in quarantine.
+        results: objects that we built.
+        bundles: model bundles, one folder per digest.
+        now: the wall clock.
+    """
+
+    id: str
+    role: str
+    settings: Settings
+    database: Database
+    instances: Folder
+    results: Folder
+    now: Clock = utc_now
+
+    @classmethod
+    def open(cls, settings: Settings, role: str, now: Clock = utc_now) -> Node:
+        """Build the adapters; nothing is listened to, nothing is sent."""
+        own = str(uuid4())
+        folder, reserve = settings.storage.folder, settings.listener.reserve_mb << 20
+        return cls(
+            id=own,
+            role=role,
+            settings=settings,
+            database=Database(settings.database_url),
+            instances=Folder(folder / "instances", own, reserve),
+            results=Folder(folder / "results", own),
+            now=now,
+        )
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Host name and process id, for people who look for this process."""
+        return socket.gethostname(), os.getpid()

@@ -1,0 +1,290 @@
+"""Owns the way of a stored result to its destinations, and transaction T5: what each answered.
+
+Sends the bytes that are on disk, the same every time; what is cited goes before what cites it.
+Refuses to know sockets: ``dicom_node.destinations`` does.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+
+import structlog
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session, aliased, selectinload
+
+from dicom_node.destinations.build import build
+from dicom_node.destinations.types import Item, Sent
+from dicom_node.domain.delivery import DeliveryState, after, wait
+from dicom_node.domain.study import StudyState
+from dicom_node.errors import DeliveryFailed, NotFound, Retry
+from dicom_node.services import claims
+from dicom_node.services.alerts import alert_once
+from dicom_node.services.context import Node
+from dicom_node.services.processes import beating
+from dicom_node.store.tables import (
+    Delivery,
+    DeliveryAttempt,
+    Destination,
+    Job,
+    Result,
+    Revision,
+    Study,
+)
+
+AT_ONCE = 50
+"""Deliveries that one association carries, at most."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Sending:
+    """A claimed delivery with what is needed to send it after the transaction."""
+
+    row: Delivery
+    item: Item
+    sha256: str
+    job_id: int
+    position: int
+
+
+def queue_deliveries(session: Session, job: Job, now: datetime) -> None:
+    """Make the delivery rows of a finished job that do not exist yet."""
+    rows = session.execute(
+        select(Delivery.result_id, Delivery.destination_id)
+        .join(Result)
+        .where(Result.job_id == job.id)
+    )
+    known = {(result, destination) for result, destination in rows}
+    for name in (row.destination for row in job.destinations):
+        place = session.scalar(select(Destination.id).where(Destination.name == name))
+        if place is None:  # removed by hand since; the rule's name stays with the job
+            continue
+        for result in job.results:
+            if (result.id, place) not in known:
+                session.add(
+                    Delivery(
+                        result_id=result.id,
+                        destination_id=place,
+                        state=DeliveryState.PENDING,
+                        created_at=now,
+                        next_at=now,
+                    )
+                )
+
+
+def deliver(node: Node, jitter: Callable[[], float] = random.random) -> int:
+    """Send what is due until nothing is, destination by destination, one association each.
+
+    Returns:
+        How many deliveries were attempted.
+    """
+    attempted = 0
+    while True:
+        with node.database.reading() as session:
+            due = session.scalars(
+                select(Delivery.destination_id)
+                .where(Delivery.state == DeliveryState.PENDING, Delivery.next_at <= node.now())
+                .distinct()
+            ).all()
+        # What cites a SEG becomes due when the SEG has arrived: hence the next round.
+        round_ = sum(_deliver_to(node, destination, jitter) for destination in due)
+        if not round_:
+            return attempted
+        attempted += round_
+
+
+def _deliver_to(node: Node, destination_id: int, jitter: Callable[[], float]) -> int:
+    claimed = _claim(node, destination_id)
+    if not claimed:
+        return 0
+    with node.database.reading() as session:
+        destination = session.get_one(Destination, destination_id)
+    left = {sending.item.sop_instance_uid: sending for sending in claimed}
+
+    def record(item: Item, outcome: Sent | DeliveryFailed) -> None:
+        _record(node, left.pop(item.sop_instance_uid), outcome, jitter)
+
+    for sending in claimed:
+        if not _is_sound(sending):
+            altered = "the stored file is missing or altered; it is not sent"
+            record(sending.item, DeliveryFailed(altered, Retry.NEVER))
+    every = node.settings.worker.lease / 4
+    with beating(lambda: claims.beat(node, [s.row for s in list(left.values())]), every):
+        try:
+            items = [sending.item for sending in left.values()]
+            build(destination.kind, destination.config, node.settings).send(items, record)
+            lost = DeliveryFailed("no answer", Retry.LATER)
+        except DeliveryFailed as error:
+            lost = error
+    for sending in list(left.values()):
+        record(sending.item, lost)
+    return len(claimed)
+
+
+def _claim(node: Node, destination_id: int) -> list[_Sending]:
+    """Claim what is due there, unless its study is held or what it cites is still to be sent."""
+    earlier_delivery, earlier_result = aliased(Delivery), aliased(Result)
+    blocked = (
+        select(earlier_delivery.id)
+        .join(earlier_result, earlier_result.id == earlier_delivery.result_id)
+        .where(
+            earlier_result.job_id == Result.job_id,
+            earlier_result.position < Result.position,
+            earlier_delivery.destination_id == destination_id,
+            earlier_delivery.state != DeliveryState.SENT,
+        )
+        .exists()
+    )
+    query = (
+        select(Delivery)
+        .join(Result)
+        .join(Job)
+        .join(Revision)
+        .join(Study)
+        .where(
+            Delivery.destination_id == destination_id,
+            Delivery.state == DeliveryState.PENDING,
+            Delivery.next_at <= node.now(),
+            Study.state != StudyState.HELD,
+            ~blocked,
+        )
+        .options(selectinload(Delivery.result))
+        .order_by(Job.due_at, Job.id, Result.position)
+        .limit(AT_ONCE)
+    )
+    if node.database.is_postgresql:
+        query = query.with_for_update(skip_locked=True, of=Delivery)
+    with node.database.transaction() as session:
+        rows = session.scalars(query).all()
+        return [
+            _sending(node, row)
+            for row in rows
+            if claims.claim(session, node, row, DeliveryState.PENDING, DeliveryState.SENDING)
+        ]
+
+
+def _sending(node: Node, row: Delivery) -> _Sending:
+    result = row.result
+    item = Item(
+        path=node.results.path(result.path),
+        sop_class_uid=result.sop_class_uid,
+        sop_instance_uid=result.sop_instance_uid,
+        transfer_syntax=result.transfer_syntax,
+    )
+    return _Sending(row, item, result.sha256, result.job_id, result.position)
+
+
+def _is_sound(sending: _Sending) -> bool:
+    try:
+        return sha256(sending.item.path.read_bytes()).hexdigest() == sending.sha256
+    except OSError:
+        return False
+
+
+def _record(
+    node: Node, sending: _Sending, outcome: Sent | DeliveryFailed, jitter: Callable[[], float]
+) -> None:
+    """T5: the answer and what follows from it, unless the claim has gone stale."""
+    now, row, settings = node.now(), sending.row, node.settings.delivery
+    arrived = isinstance(outcome, Sent)
+    answer = _answer(sending, outcome)
+    if isinstance(outcome, Sent):
+        values = {"state": DeliveryState.SENT, "sent_at": now}
+    elif outcome.retry is Retry.NEVER or row.attempts >= settings.attempts:
+        values = {"state": DeliveryState.DEAD}
+    else:
+        first, longest = (
+            timedelta(seconds=settings.backoff),
+            timedelta(seconds=settings.backoff_max),
+        )
+        values = {
+            "state": DeliveryState.PENDING,
+            "next_at": now + wait(row.attempts, first, longest, jitter()),
+        }
+    with node.database.transaction() as session:
+        session.add(
+            DeliveryAttempt(delivery_id=row.id, at=now, status=outcome.status, answer=answer)
+        )
+        ours = claims.still_ours(
+            session, row, DeliveryState.SENDING, last_answer=answer, owner=None, **values
+        )
+        if ours and values["state"] is DeliveryState.DEAD:
+            _give_up(session, sending, answer, now)
+    log.log(
+        logging.INFO if arrived else logging.WARNING,
+        "delivered" if arrived else "not delivered",
+        delivery=row.id,
+        sop_instance_uid=sending.item.sop_instance_uid,
+        status=outcome.status,
+        answer=answer,
+        state=str(values["state"]),
+    )
+
+
+def _answer(sending: _Sending, outcome: Sent | DeliveryFailed) -> str:
+    """In words; never the peer's own comment, which may quote the patient."""
+    if isinstance(outcome, DeliveryFailed):
+        return outcome.reason
+    words = "success" if outcome.status == 0 else f"warning 0x{outcome.status:04X}"
+    if outcome.transfer_syntax != sending.item.transfer_syntax:
+        words += f", sent re-encoded in {outcome.transfer_syntax}"
+    return words
+
+
+def _give_up(session: Session, sending: _Sending, answer: str, now: datetime) -> None:
+    """An alert; and what cites this result must not arrive without it."""
+    alert_once(
+        session,
+        now,
+        "delivery dead",
+        sending.item.sop_instance_uid,
+        f"{answer}; `dicom-node deliveries retry {sending.row.id}` sends it again",
+    )
+    citing = (
+        select(Delivery.id)
+        .join(Result)
+        .where(
+            Result.job_id == sending.job_id,
+            Result.position > sending.position,
+            Delivery.destination_id == sending.row.destination_id,
+            Delivery.state == DeliveryState.PENDING,
+        )
+    )
+    session.execute(
+        update(Delivery)
+        .where(Delivery.id.in_(citing))
+        .values(state=DeliveryState.DEAD, last_answer="what it cites was not accepted")
+        .execution_options(synchronize_session=False)
+    )
+
+
+def retry_delivery(node: Node, delivery_id: int) -> None:
+    """Send a dead or a sent delivery again, the same bytes, with what was given up with it.
+
+    Raises:
+        NotFound: there is none by that number.
+        InvalidTransition: it is on its way already.
+    """
+    with node.database.transaction() as session:
+        row = session.get(Delivery, delivery_id)
+        if row is None:
+            raise NotFound("delivery", str(delivery_id))
+        after("retry", str(row.id), DeliveryState(row.state))
+        together = session.scalars(
+            select(Delivery)
+            .join(Result)
+            .where(
+                Result.job_id == row.result.job_id,
+                Delivery.destination_id == row.destination_id,
+                (Delivery.id == row.id) | (Delivery.state == DeliveryState.DEAD),
+            )
+        )
+        for delivery in together:
+            delivery.state, delivery.attempts = DeliveryState.PENDING, 0
+            delivery.next_at = node.now()

@@ -1,0 +1,73 @@
+"""Owns nudges: "work is ready in this queue", said to Celery; the database keeps the work itself.
+
+A nudge may be lost, doubled or late without harm. Refuses to know what the work is.
+"""
+
+from __future__ import annotations
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from dicom_node.settings import Settings
+
+INFER, DELIVER = "infer", "deliver"
+QUEUES = ("any", "gpu", "deliver")
+
+log = structlog.get_logger(__name__)
+
+
+def make_app(settings: Settings) -> Celery:
+    """The Celery application, the same for those who nudge and those who work.
+
+    No result backend, no ETA; a message that is lost is nudged again from the database.
+    """
+    app = Celery("dicom_node", broker=settings.broker_url)
+    timeout = settings.broker.socket_timeout
+    app.conf.update(
+        task_ignore_result=True,
+        task_default_queue="any",
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=timeout,
+        broker_transport_options={
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "visibility_timeout": 3600,
+        },
+        task_publish_retry=False,
+    )
+    return app
+
+
+class Nudger:
+    """Sends nudges; a broker that is away costs its timeout and nothing else."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = make_app(settings)
+
+    def nudge(self, task: str, queue: str) -> bool:
+        """Say that ``queue`` has work; False when the broker could not be told."""
+        try:
+            self._app.send_task(task, queue=queue, kwargs={"queue": queue}, expires=3600)
+        except (OperationalError, OSError) as error:
+            log.warning("broker away, will nudge again", queue=queue, reason=type(error).__name__)
+            self._app.close()
+            return False
+        return True
+
+    def waiting(self) -> dict[str, int]:
+        """How many nudges each queue holds.
+
+        Raises:
+            OperationalError: the broker is away.
+        """
+        with self._app.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, timeout=3)
+            channel = connection.default_channel
+            return {queue: channel.client.llen(queue) for queue in QUEUES}

@@ -1,0 +1,216 @@
+"""Owns reading a received data set's header: is it whole, what does it say of itself.
+
+Refuses to decode pixels and to know rows. Everything here comes from the network: sizes are
+checked before memory is given, and messages quote UIDs and numbers only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import zlib
+from io import BytesIO
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from dicom_node.domain.study import InstanceFacts, Patient
+from dicom_node.errors import IdentifierProblem, OverLimit, UnreadableDataSet
+
+UID_FORM = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")  # PS3.5 section 9
+MAXIMUM_INFLATED = 1 << 30
+MAXIMUM_PIXEL_BYTES = 8 << 30
+_PIXELS = {Tag(0x7FE0, 0x0010): 2, Tag(0x7FE0, 0x0008): 4, Tag(0x7FE0, 0x0009): 8}
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+
+
+def read_header(data: bytes, transfer_syntax: str) -> Dataset:
+    """Parse everything before the pixel data, and see that the pixel data is all there.
+
+    Args:
+        data: an encoded data set without file meta information.
+        transfer_syntax: that it is encoded in.
+
+    Raises:
+        UnreadableDataSet: truncated, not DICOM, or nested beyond reason.
+        OverLimit: it inflates, or declares pixels, beyond what the node takes.
+    """
+    syntax = UID(transfer_syntax)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        data = _inflate(data)
+    source = BytesIO(data)
+    implicit = syntax == ImplicitVRLittleEndian
+    try:
+        header = read_dataset(source, implicit, True, stop_when=_at_pixels)
+        header.walk(_touch)  # pydicom parses values when they are asked for: ask now
+    except RecursionError:
+        raise UnreadableDataSet("sequences are nested beyond reason") from None
+    except Exception as error:  # pydicom raises whatever the damaged value happens to cause
+        raise UnreadableDataSet(f"the data set cannot be parsed ({type(error).__name__})") from None
+    _check_declared(header)
+    if source.tell() < len(data):
+        _check_pixels(memoryview(data)[source.tell() :], implicit)
+    return header
+
+
+def check_identity(header: Dataset, sop_class_uid: str, sop_instance_uid: str) -> None:
+    """See that the data set is what the request said, and has the UIDs that everything hangs on.
+
+    Raises:
+        IdentifierProblem: names the attribute.
+    """
+    for name, told in (("SOPClassUID", sop_class_uid), ("SOPInstanceUID", sop_instance_uid)):
+        if _text(header, name) != told:
+            raise IdentifierProblem(f"{name} differs from the request's or is missing")
+    for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        value = _text(header, name)
+        if len(value) > 64 or not UID_FORM.fullmatch(value):
+            raise IdentifierProblem(f"{name} is missing or no UID")
+
+
+def patient_of(header: Dataset) -> Patient:
+    """Patient ID and issuer, for the check that a study names one patient."""
+    return Patient(_text(header, "PatientID")[:64], _text(header, "IssuerOfPatientID")[:64])
+
+
+def facts_of(header: Dataset, sha256: str, calling_ae: str, called_ae: str) -> InstanceFacts:
+    """What rules and models ask of the instance; a value that makes no sense counts as absent."""
+    body_part = _text(header, "BodyPartExamined") or _coded_region(header)
+    return InstanceFacts(
+        sop_instance_uid=_text(header, "SOPInstanceUID"),
+        sop_class_uid=_text(header, "SOPClassUID"),
+        series_instance_uid=_text(header, "SeriesInstanceUID"),
+        sha256=sha256,
+        modality=_text(header, "Modality"),
+        sop_class=_sop_class_name(header),
+        body_part=body_part,
+        view=_text(header, "ViewPosition"),
+        laterality=_text(header, "ImageLaterality") or _text(header, "Laterality"),
+        image_type=_values(header, "ImageType"),
+        series_description=_text(header, "SeriesDescription"),
+        study_description=_text(header, "StudyDescription"),
+        protocol=_text(header, "ProtocolName"),
+        kernel="\\".join(_values(header, "ConvolutionKernel")),
+        manufacturer=_text(header, "Manufacturer"),
+        station=_text(header, "StationName"),
+        calling_ae=calling_ae,
+        called_ae=called_ae,
+        rows=int(_number(header, "Rows") or 0),
+        columns=int(_number(header, "Columns") or 0),
+        frames=max(int(_number(header, "NumberOfFrames") or 1), 1),
+        thickness_mm=_number(header, "SliceThickness") or _shared_thickness(header),
+        orientation=_orientation(header),
+        series_number=None if (n := _number(header, "SeriesNumber")) is None else int(n),
+        acquired=(_text(header, "AcquisitionDate") + _text(header, "AcquisitionTime"))
+        or _text(header, "AcquisitionDateTime"),
+        is_image=bool(_number(header, "Rows")) and bool(_number(header, "Columns")),
+        priority=_text(header, "RequestedProcedurePriority"),
+    )
+
+
+def _sop_class_name(header: Dataset) -> str:
+    uid = UID(_text(header, "SOPClassUID"))
+    return uid.name if uid.name != str(uid) else ""
+
+
+def _text(header: Dataset, name: str) -> str:
+    value = header.get(name)
+    return "" if value is None else str(value).strip(" \0")
+
+
+def _values(header: Dataset, name: str) -> tuple[str, ...]:
+    value = header.get(name)
+    if value is None or value == "":
+        return ()
+    parts = [value] if isinstance(value, str) else list(value)
+    return tuple(str(part).strip() for part in parts)
+
+
+def _number(header: Dataset, name: str) -> float | None:
+    try:
+        value = float(header.get(name))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _shared(header: Dataset, macro: str, name: str) -> Any:
+    """An attribute of a functional group that all frames share, or of the first frame."""
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in list(header.get(groups) or ())[:1]:
+            for item in list(group.get(macro) or ())[:1]:
+                if item.get(name) is not None:
+                    return item
+    return Dataset()
+
+
+def _shared_thickness(header: Dataset) -> float | None:
+    return _number(_shared(header, "PixelMeasuresSequence", "SliceThickness"), "SliceThickness")
+
+
+def _orientation(header: Dataset) -> tuple[float, ...] | None:
+    name = "ImageOrientationPatient"
+    value = header.get(name) or _shared(header, "PlaneOrientationSequence", name).get(name)
+    try:
+        cosines = tuple(float(cosine) for cosine in value or ())
+    except (TypeError, ValueError):
+        return None
+    return cosines if len(cosines) == 6 else None
+
+
+def _coded_region(header: Dataset) -> str:
+    for item in list(header.get("AnatomicRegionSequence") or ())[:1]:
+        return str(item.get("CodeMeaning", "")).strip()
+    return ""
+
+
+def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return tag in _PIXELS
+
+
+def _touch(_dataset: Dataset, element: Any) -> None:
+    _ = element.value
+
+
+def _check_declared(header: Dataset) -> None:
+    sizes = [_number(header, n) or 1 for n in ("Rows", "Columns", "NumberOfFrames")]
+    samples = _number(header, "SamplesPerPixel") or 1
+    bits = _number(header, "BitsAllocated") or 8
+    total = sizes[0] * sizes[1] * max(sizes[2], 1) * samples * bits / 8
+    if total > MAXIMUM_PIXEL_BYTES:
+        raise OverLimit(f"declares {total / 2**30:.0f} GiB of pixels")
+
+
+def _check_pixels(rest: memoryview, implicit: bool) -> None:
+    """Walk to the end of the pixel data; whatever is declared must be there."""
+    try:
+        head = 8 if implicit or bytes(rest[4:6]) not in (b"OB", b"OW", b"OF", b"OD") else 12
+        (length,) = struct.unpack_from("<L", rest, head - 4)
+        if length != _UNDEFINED:
+            if head + length > len(rest):
+                missing = head + length - len(rest)
+                raise UnreadableDataSet(f"the pixel data is truncated: {missing} bytes are missing")
+            return
+        at = head
+        while bytes(rest[at : at + 4]) == _ITEM:
+            at += 8 + struct.unpack_from("<L", rest, at + 4)[0]
+        if bytes(rest[at : at + 4]) != _SEQUENCE_END:
+            raise UnreadableDataSet("the compressed pixel data is truncated")
+    except struct.error:
+        raise UnreadableDataSet("the pixel data is truncated") from None
+
+
+def _inflate(data: bytes) -> bytes:
+    try:
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)  # PS3.5 A.5: raw deflate
+        inflated = inflater.decompress(data, MAXIMUM_INFLATED)
+    except zlib.error:
+        raise UnreadableDataSet("the deflated data set cannot be inflated") from None
+    if inflater.unconsumed_tail:
+        raise OverLimit(f"inflates beyond {MAXIMUM_INFLATED >> 20} MiB")
+    return inflated

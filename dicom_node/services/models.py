@@ -1,0 +1,175 @@
+"""Owns the models that the node may run: adding a verified bundle, changing its state.
+
+A bundle is verified twice: here, golden example included, in a child process that loads torch, and
+again by the worker, on the bytes that it loads. Refuses to know networks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+import dicom_node
+from dicom_node.domain.model import ModelState, check_transition
+from dicom_node.errors import ConfigurationError, NotFound
+from dicom_node.services.context import Node
+from dicom_node.store.tables import Model
+from inference.bundle import Bundle, open_bundle
+from inference.errors import BundleError
+
+SHIPPED = Path(dicom_node.__file__).parent / "bundles"
+"""The bundles that come with the package."""
+
+
+def bundle_folder(node: Node, digest: str) -> Path:
+    """Where the node keeps a bundle."""
+    return node.settings.storage.folder / "bundles" / digest
+
+
+def add_model(node: Node, path: Path) -> dict[str, Any]:
+    """Verify a bundle, keep a copy, and enter it as staged.
+
+    Args:
+        path: its folder or zip.
+
+    Returns:
+        Name, version, digest, and the largest difference from the golden example.
+
+    Raises:
+        ConfigurationError: the bundle is refused, with the reason.
+    """
+    waiting = bundle_folder(node, f"adding-{uuid4().hex}")
+    waiting.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.is_dir():
+            open_bundle(path)  # refuse before copying
+            shutil.copytree(path, waiting)
+            bundle = open_bundle(waiting)
+        else:
+            bundle = open_bundle(path, unpack_to=waiting)
+        checked = verify(bundle.path)
+        folder = bundle_folder(node, bundle.digest)
+        if not folder.exists():
+            bundle.path.rename(folder)
+        _enter(node, bundle)
+    except BundleError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    finally:
+        shutil.rmtree(waiting, ignore_errors=True)
+    manifest = bundle.manifest
+    return {"name": manifest.name, "version": manifest.version, "digest": bundle.digest, **checked}
+
+
+def verify(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """Load a bundle and run its golden example in a child process, so that we load no torch.
+
+    Raises:
+        BundleError: it cannot be loaded, or computes something else than it says.
+    """
+    command = [sys.executable, "-m", "dicom_node.worker.verify", str(path), device]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines()
+        raise BundleError(lines[-1] if lines else f"the check ended with {child.returncode}")
+    checked: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return checked
+
+
+def set_state(node: Node, name: str, state: ModelState) -> None:
+    """Move a version to another state; an activated one retires the active one of its name.
+
+    Args:
+        name: ``name@version``, or a name where there is one version only.
+
+    Raises:
+        NotFound: no such version.
+        InvalidTransition: the table of ``domain.model`` has no such step.
+    """
+    with node.database.transaction() as session:
+        row = find(session, name)
+        check_transition(f"{row.name}@{row.version}", ModelState(row.state), state)
+        if state is ModelState.ACTIVE:
+            others = session.scalars(
+                select(Model).where(Model.name == row.name, Model.state == ModelState.ACTIVE)
+            )
+            for other in others:
+                other.state = ModelState.RETIRED
+        row.state = state
+
+
+def list_models(node: Node) -> list[dict[str, Any]]:
+    """All versions, by name and version."""
+    with node.database.reading() as session:
+        rows = session.scalars(select(Model).order_by(Model.name, Model.id)).all()
+    return [_told(row) for row in rows]
+
+
+def show_model(node: Node, name: str) -> dict[str, Any]:
+    """One version with its manifest and card."""
+    with node.database.reading() as session:
+        row = find(session, name)
+    folder = bundle_folder(node, row.digest)
+    try:
+        card = (folder / "card.md").read_text(encoding="utf-8")
+    except OSError:
+        card = "the bundle's files are missing; add it again"
+    return {**_told(row), "manifest": row.manifest, "card": card}
+
+
+def find(session: Session, name: str) -> Model:
+    """A version by ``name@version``, or by its name where that is enough."""
+    plain, _, version = name.partition("@")
+    query = select(Model).where(Model.name == plain)
+    if version:
+        query = query.where(Model.version == version)
+    rows = session.scalars(query).all()
+    if not rows:
+        raise NotFound("model", name)
+    if len(rows) > 1:
+        versions = ", ".join(f"{row.name}@{row.version}" for row in rows)
+        raise ConfigurationError(f"model {name!r} has several versions: {versions}")
+    return rows[0]
+
+
+def _enter(node: Node, bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    with node.database.transaction() as session:
+        row = session.scalar(
+            select(Model).where(Model.name == manifest.name, Model.version == manifest.version)
+        )
+        if row is not None and row.digest != bundle.digest:
+            raise ConfigurationError(
+                f"{manifest.name}@{manifest.version} is known with other content; "
+                "a changed model needs a new version"
+            )
+        if row is None:
+            session.add(
+                Model(
+                    name=manifest.name,
+                    version=manifest.version,
+                    state=ModelState.STAGED,
+                    digest=bundle.digest,
+                    manifest=manifest.model_dump(mode="json"),
+                    added_at=node.now(),
+                )
+            )
+
+
+def _told(row: Model) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "version": row.version,
+        "state": row.state,
+        "title": row.manifest["title"],
+        "task": row.manifest["task"],
+        "digest": row.digest,
+        "added_at": row.added_at,
+    }

@@ -1,0 +1,111 @@
+"""Owns who is alive: every listener, worker and scheduler has a row whose beat grows.
+
+Life is judged by the observer's monotonic clock over the beat counter, never by another machine's
+time: a clock that jumps a day kills nobody. Refuses to know what the processes do.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import structlog
+from sqlalchemy import select, update
+
+from dicom_node.errors import Unavailable
+from dicom_node.services.context import Node
+from dicom_node.services.receive import end_association
+from dicom_node.store.tables import Association, Process
+
+log = structlog.get_logger(__name__)
+
+
+class Watch:
+    """Tells which counters stood still for too long, by this process's monotonic clock."""
+
+    def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._patience, self._clock = patience, clock
+        self._seen: dict[Hashable, tuple[Hashable, float]] = {}
+
+    def still(self, counters: Mapping[Hashable, Hashable]) -> set[Hashable]:
+        """Keys whose counter has not changed for ``patience`` seconds; forgets absent keys."""
+        now = self._clock()
+        seen = {}
+        for key, value in counters.items():
+            before = self._seen.get(key)
+            seen[key] = before if before is not None and before[0] == value else (value, now)
+        self._seen = seen
+        return {key for key, (_, since) in seen.items() if now - since >= self._patience}
+
+
+@contextmanager
+def beating(beat: Callable[[], None], every: float) -> Iterator[None]:
+    """Call ``beat`` every so many seconds in a thread while the block runs."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(every):
+            try:
+                beat()
+            except Unavailable as error:  # the lease may lapse; the fencing token guards the rest
+                log.warning("heartbeat missed", reason=str(error))
+
+    thread = threading.Thread(target=run, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def registered(node: Node) -> Iterator[None]:
+    """Stand in the table of processes, beating, while the block runs."""
+    host, pid = node.place
+    with node.database.transaction() as session:
+        session.add(
+            Process(
+                id=node.id,
+                role=node.role,
+                host=host,
+                pid=pid,
+                started_at=node.now(),
+                beat_at=node.now(),
+            )
+        )
+
+    def beat() -> None:
+        with node.database.transaction() as session:
+            session.execute(
+                update(Process)
+                .where(Process.id == node.id)
+                .values(beat=Process.beat + 1, beat_at=node.now(), ended_at=None)
+            )
+
+    with beating(beat, every=node.settings.worker.lease / 6):
+        try:
+            yield
+        finally:
+            bury(node, [node.id])
+
+
+def alive(node: Node) -> list[Process]:
+    """Processes that have not ended."""
+    with node.database.reading() as session:
+        return list(session.scalars(select(Process).where(Process.ended_at.is_(None))))
+
+
+def bury(node: Node, dead: Iterable[str]) -> None:
+    """End processes and the associations that they held, so that no study waits for a ghost."""
+    gone = list(dead)
+    with node.database.transaction() as session:
+        now = node.now()
+        session.execute(update(Process).where(Process.id.in_(gone)).values(ended_at=now))
+        open_ones = select(Association.id).where(
+            Association.process_id.in_(gone), Association.closed_at.is_(None)
+        )
+        for association in session.scalars(open_ones).all():
+            end_association(session, association, now, aborted=True)

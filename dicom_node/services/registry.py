@@ -1,0 +1,201 @@
+"""Owns what administrators enter: modalities, destinations, routing rules.
+
+Refuses to know how they are used. Every listing is plain data for the command to print.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, exists, select
+from sqlalchemy.orm import Session
+
+from dicom_node.domain.model import ModelState, ModelVersion
+from dicom_node.domain.routing import Rule, parse_rules
+from dicom_node.domain.selection import Criteria
+from dicom_node.errors import ConfigurationError, NotFound
+from dicom_node.services.context import Node
+from dicom_node.store.tables import Delivery, Destination, Modality, Model, RuleSet
+
+MAXIMUM_AE_TITLE = 16
+
+
+def model_version(row: Model) -> ModelVersion:
+    """A stored model as the domain needs it."""
+    selection: dict[str, Any] = row.manifest["select"]
+    wishes: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in selection.items()}
+    return ModelVersion(
+        id=row.id,
+        name=row.name,
+        version=row.version,
+        state=ModelState(row.state),
+        criteria=Criteria(**wishes),
+    )
+
+
+def check_ae_title(title: str) -> str:
+    """An AE title by PS3.5 section 6.2, stripped.
+
+    Raises:
+        ConfigurationError: too long, empty, or with characters that it may not have.
+    """
+    title = title.strip()
+    printable = all(" " <= c <= "~" and c != "\\" for c in title)
+    if not 1 <= len(title) <= MAXIMUM_AE_TITLE or not printable:
+        raise ConfigurationError(
+            f"{title!r} is no AE title: 1 to 16 ASCII characters, no backslash"
+        )
+    return title
+
+
+def add_modality(
+    node: Node,
+    ae_title: str,
+    addresses: Sequence[str] = (),
+    host: str | None = None,
+    port: int | None = None,
+) -> None:
+    """Let an AE title send to us; adding it again replaces what was told before.
+
+    Args:
+        addresses: networks that it may come from, as ``10.1.2.0/24`` or one address; none: any.
+        host: where it takes associations from us (storage commitment answers).
+        port: of ``host``.
+    """
+    title = check_ae_title(ae_title)
+    try:
+        networks = [str(ip_network(address, strict=False)) for address in addresses]
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    with node.database.transaction() as session:
+        row = session.scalar(select(Modality).where(Modality.ae_title == title))
+        if row is None:
+            row = Modality(ae_title=title)
+            session.add(row)
+        row.addresses, row.host, row.port = networks, host, port
+
+
+def remove_modality(node: Node, ae_title: str) -> None:
+    """No longer let it send; what it sent stays."""
+    with node.database.transaction() as session:
+        row = session.scalar(select(Modality).where(Modality.ae_title == ae_title))
+        if row is None:
+            raise NotFound("modality", ae_title)
+        session.delete(row)
+
+
+def list_modalities(node: Node) -> list[dict[str, Any]]:
+    """All, by AE title."""
+    with node.database.reading() as session:
+        rows = session.scalars(select(Modality).order_by(Modality.ae_title)).all()
+    return [
+        {"ae_title": r.ae_title, "addresses": r.addresses, "host": r.host, "port": r.port}
+        for r in rows
+    ]
+
+
+def add_destination(node: Node, name: str, kind: str, config: dict[str, Any]) -> None:
+    """Name a place for results; adding it again replaces its configuration.
+
+    Args:
+        kind: ``dimse`` (config ae_title, host, port) or ``folder`` (config path).
+    """
+    needed = {"dimse": {"ae_title", "host", "port"}, "folder": {"path"}}
+    if kind not in needed:
+        raise ConfigurationError(f"destination {name!r}: kind is dimse or folder, not {kind!r}")
+    if set(config) != needed[kind]:
+        raise ConfigurationError(f"destination {name!r}: {kind} needs {sorted(needed[kind])}")
+    if kind == "dimse":
+        config = {**config, "ae_title": check_ae_title(config["ae_title"])}
+    with node.database.transaction() as session:
+        row = session.scalar(select(Destination).where(Destination.name == name))
+        if row is None:
+            row = Destination(name=name)
+            session.add(row)
+        row.kind, row.config = kind, config
+
+
+def remove_destination(node: Node, name: str) -> None:
+    """Forget a destination; refused while rules name it or deliveries remember it."""
+    with node.database.transaction() as session:
+        row = _destination(session, name)
+        users = [rule.name for rule in rules_in_force(session) if name in rule.destinations]
+        if users:
+            raise ConfigurationError(f"destination {name!r} is named by rule {users[0]!r}")
+        if session.scalar(select(exists().where(Delivery.destination_id == row.id))):
+            raise ConfigurationError(
+                f"destination {name!r} has deliveries; it stays, so that they stay explained"
+            )
+        session.execute(delete(Destination).where(Destination.id == row.id))
+
+
+def list_destinations(node: Node) -> list[dict[str, Any]]:
+    """All, by name."""
+    with node.database.reading() as session:
+        rows = session.scalars(select(Destination).order_by(Destination.name)).all()
+    return [{"name": r.name, "kind": r.kind, **r.config} for r in rows]
+
+
+def get_destination(node: Node, name: str) -> Destination:
+    """One destination, by its name."""
+    with node.database.reading() as session:
+        return _destination(session, name)
+
+
+def read_rules(path: Path) -> tuple[Rule, ...]:
+    """Read a rules file.
+
+    Raises:
+        ConfigurationError: it cannot be read, is no TOML, or a rule is wrong; says which and why.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    try:
+        return parse_rules(document)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def apply_rules(node: Node, rules: Sequence[Rule]) -> None:
+    """Put these rules in force, in place of those before.
+
+    Raises:
+        ConfigurationError: a rule names a model or destination that does not exist.
+    """
+    with node.database.transaction() as session:
+        rows = session.execute(select(Model.name, Model.version)).all()
+        models = {name for name, _ in rows} | {f"{name}@{version}" for name, version in rows}
+        destinations = set(session.scalars(select(Destination.name)))
+        for rule in rules:
+            for kind, wanted, known in (
+                ("model", rule.models, models),
+                ("destination", rule.destinations, destinations),
+            ):
+                if missing := [name for name in wanted if name not in known]:
+                    raise ConfigurationError(
+                        f"rule {rule.name!r} names {kind} {missing[0]!r}, which does not exist; "
+                        f"known are {', '.join(sorted(known)) or 'none'}"
+                    )
+        document = {"rule": [dict(rule.source) for rule in rules]}
+        session.add(RuleSet(applied_at=node.now(), document=document))
+
+
+def rules_in_force(session: Session) -> tuple[Rule, ...]:
+    """The rules that were applied last."""
+    row = session.scalar(select(RuleSet).order_by(RuleSet.id.desc()).limit(1))
+    return parse_rules(row.document) if row else ()
+
+
+def _destination(session: Session, name: str) -> Destination:
+    row = session.scalar(select(Destination).where(Destination.name == name))
+    if row is None:
+        raise NotFound("destination", name)
+    return row

@@ -1,0 +1,203 @@
+"""Owns the rounds in which the node looks after itself; refuses to do the work that it finds.
+
+Close what is complete, take back what the dead held, nudge what waits. Safe when two run: a lease
+in the database says which one acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import IntegrityError
+
+from dicom_node.domain.delivery import DeliveryState
+from dicom_node.domain.job import JobState
+from dicom_node.services.alerts import alert_once
+from dicom_node.services.complete import close_studies
+from dicom_node.services.context import Node
+from dicom_node.services.dispatch import DELIVER, INFER, Nudger
+from dicom_node.services.processes import Watch, alive, bury
+from dicom_node.store.tables import Delivery, Instance, Job, Lease, Quarantined, Result
+
+OLD_ENOUGH = timedelta(hours=1)
+"""After which a file without a row belongs to no running reception."""
+
+log = structlog.get_logger(__name__)
+
+
+class Scheduler:
+    """One process's turn at scheduling; call ``round`` again and again."""
+
+    def __init__(self, node: Node, nudger: Nudger) -> None:
+        self._node, self._nudger = node, nudger
+        lease = node.settings.worker.lease
+        self._leases, self._processes, self._rival = Watch(lease), Watch(lease), Watch(lease)
+        self._nudged: dict[str, Any] = {}
+
+    def round(self) -> bool:
+        """One round; False when another scheduler holds the lease."""
+        if not self._is_ours():
+            return False
+        self._bury_the_dead()
+        self._take_back()
+        close_studies(self._node)
+        self._nudge()
+        return True
+
+    def _is_ours(self) -> bool:
+        """Hold or take the lease; a rival whose beat stands still has lost it."""
+        node = self._node
+        with node.database.reading() as session:
+            row = session.get(Lease, "scheduler")
+        if row is None:
+            try:
+                with node.database.transaction() as session:
+                    session.add(Lease(name="scheduler", owner=node.id))
+            except IntegrityError:
+                return False
+            return True
+        stale = self._rival.still({row.owner: row.beat}) if row.owner != node.id else set()
+        if row.owner != node.id and not stale:
+            with node.database.reading() as session:
+                if row.owner in {process.id for process in alive(node)}:
+                    return False  # it ended in order otherwise, and left its lease behind
+        with node.database.transaction() as session:
+            taken: Any = session.execute(
+                update(Lease)
+                .where(Lease.name == "scheduler", Lease.owner == row.owner, Lease.beat == row.beat)
+                .values(owner=node.id, beat=row.beat + 1)
+            )
+            return bool(taken.rowcount == 1)
+
+    def _bury_the_dead(self) -> None:
+        beats: Mapping[Hashable, Hashable] = {p.id: p.beat for p in alive(self._node)}
+        dead = [str(key) for key in self._processes.still(beats)]
+        if dead:
+            log.warning("processes stopped beating", processes=dead)
+            bury(self._node, dead)
+
+    def _take_back(self) -> None:
+        """Jobs and deliveries whose worker is gone, or whose heartbeat stands still."""
+        node = self._node
+        living = {process.id for process in alive(node)}
+        with node.database.reading() as session:
+            jobs = session.scalars(select(Job).where(Job.state == JobState.RUNNING)).all()
+            sending = session.scalars(
+                select(Delivery).where(Delivery.state == DeliveryState.SENDING)
+            ).all()
+        rows: list[Job | Delivery] = [*jobs, *sending]
+        counters: dict[Hashable, Hashable] = {
+            (type(row).__name__, row.id): (row.token, row.beat) for row in rows
+        }
+        still = self._leases.still(counters)
+        for row in rows:
+            if row.owner in living and (type(row).__name__, row.id) not in still:
+                continue
+            if isinstance(row, Job):
+                self._release_job(row)
+            else:
+                self._release_delivery(row)
+
+    def _release_job(self, job: Job) -> None:
+        node = self._node
+        last = job.attempts >= node.settings.worker.attempts
+        with node.database.transaction() as session:
+            released: Any = session.execute(
+                update(Job)
+                .where(
+                    Job.id == job.id,
+                    Job.state == JobState.RUNNING,
+                    Job.token == job.token,
+                    Job.beat == job.beat,
+                )
+                .values(
+                    state=JobState.DEAD if last else JobState.READY,
+                    token=Job.token + 1,  # the old worker's claim is stale from here on
+                    owner=None,
+                    error="its worker died or was frozen",
+                )
+            )
+            if released.rowcount == 1 and last:
+                text = f"its worker died {job.attempts} times; `dicom-node jobs retry {job.id}`"
+                alert_once(session, node.now(), "job dead", f"job {job.id}", text)
+        log.warning("job taken back", job=job.id, attempt=job.attempts, dead=last)
+
+    def _release_delivery(self, delivery: Delivery) -> None:
+        with self._node.database.transaction() as session:
+            session.execute(
+                update(Delivery)
+                .where(
+                    Delivery.id == delivery.id,
+                    Delivery.state == DeliveryState.SENDING,
+                    Delivery.token == delivery.token,
+                    Delivery.beat == delivery.beat,
+                )
+                .values(state=DeliveryState.PENDING, token=Delivery.token + 1, owner=None)
+            )
+        log.warning("delivery taken back", delivery=delivery.id)
+
+    def _nudge(self) -> None:
+        """Say at once what has become ready, and again what still waits."""
+        node, now = self._node, self._node.now()
+        again = now - timedelta(seconds=node.settings.scheduler.nudge_after)
+        ready = (
+            (Job.state == JobState.READY)
+            & (Job.not_before.is_(None) | (Job.not_before <= now))
+            & (Job.nudged_at.is_(None) | (Job.nudged_at <= again))
+        )
+        with node.database.reading() as session:
+            queues = session.execute(
+                select(Job.queue, func.count()).where(ready).group_by(Job.queue)
+            ).all()
+            due = session.scalar(
+                select(func.count(Delivery.id)).where(
+                    Delivery.state == DeliveryState.PENDING, Delivery.next_at <= now
+                )
+            )
+        for queue, count in queues:
+            if all(self._nudger.nudge(INFER, queue) for _ in range(min(count, 4))):
+                with node.database.transaction() as session:
+                    session.execute(
+                        update(Job)
+                        .where(ready, Job.queue == queue)
+                        .values(nudged_at=now)
+                        .execution_options(synchronize_session=False)
+                    )
+        if (
+            due
+            and self._nudged.get(DELIVER, again) <= again
+            and self._nudger.nudge(DELIVER, "deliver")
+        ):
+            self._nudged[DELIVER] = now
+
+
+def reconcile(node: Node) -> dict[str, int]:
+    """At start: hold disk and database against each other, both ways.
+
+    Temporary files of the dead go, and files that no row names once they are old enough that no
+    reception can still be about to name them. A row without its file raises an alert.
+    """
+    living = {process.id for process in alive(node)} | {node.id}
+    found = {"temporary": 0, "orphans": 0, "missing": 0}
+    with node.database.reading() as session:
+        instances = set(session.scalars(select(Instance.path)))
+        quarantined = set(session.scalars(select(Quarantined.path)))
+        results = set(session.scalars(select(Result.path)))
+    for folder, named in ((node.instances, instances | quarantined), (node.results, results)):
+        found["temporary"] += folder.sweep(living)
+        present = set(folder.names())
+        for name in present - named:
+            if node.now() - folder.modified(name) > OLD_ENOUGH:
+                folder.remove(name)
+                found["orphans"] += 1
+        for name in named - present:
+            found["missing"] += 1
+            with node.database.transaction() as session:
+                alert_once(session, node.now(), "file missing", name[:64], "a row names this file")
+    if any(found.values()):
+        log.warning("reconciled", **found)
+    return found

@@ -1,0 +1,40 @@
+"""Owns how the node logs; refuses to know what: one event a line, never a patient.
+
+Events carry UIDs, AE titles, counts and seconds. Values from the network are JSON-encoded, so that
+a newline in a name cannot forge a line.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from dicom_node.settings import LogSettings
+
+
+def configure(settings: LogSettings, role: str) -> None:
+    """Send structured logs to stderr, once per process; quieten libraries that quote headers."""
+    level = getattr(logging, settings.level.upper())
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if settings.json_lines
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    structlog.contextvars.bind_contextvars(role=role)
+    # pynetdicom logs data sets, pydicom and highdicom quote values in warnings.
+    for name in ("pynetdicom", "pydicom", "highdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,41 @@
+"""Owns the warm models of one worker process; the only way from the service to torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dicom_node.services.context import Node
+from dicom_node.services.models import bundle_folder
+from inference.bundle import Bundle, open_bundle
+from inference.engine import Warm, choose_device
+from inference.errors import BundleError
+from inference.types import ImageStack, Prediction
+
+
+class WarmEngines:
+    """``services.infer.Engines``: loads a bundle once, verified, and keeps it within a budget."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        settings = node.settings.worker
+        self._bundles: dict[str, Bundle] = {}
+        self._warm = Warm(settings.model_memory_mb << 20, choose_device(settings.device))
+
+    @property
+    def loads(self) -> int:
+        """How often weights were loaded since the process began."""
+        return self._warm.loads
+
+    def predict(self, digest: str, stacks: Sequence[ImageStack]) -> list[Prediction]:
+        """Run the model with this bundle digest on each stack.
+
+        Raises:
+            BundleError: the bundle is missing, altered, or not the one that was added.
+        """
+        bundle = self._bundles.get(digest)
+        if bundle is None or digest not in self._warm:
+            bundle = open_bundle(bundle_folder(self._node, digest))
+            if bundle.digest != digest:
+                raise BundleError("manifest.json: altered since the model was added")
+            self._bundles[digest] = bundle
+        return self._warm.get(bundle).predict(stacks)
