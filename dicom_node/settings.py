@@ -56,10 +56,10 @@ class ListenerSettings(_Section):
         256, ge=1, description="TCP connections per process, associated or not"
     )
     association_timeout: Seconds = Field(
-        30, description="seconds for a peer to finish its A-ASSOCIATE-RQ"
+        30, gt=0, description="seconds for a peer to finish its A-ASSOCIATE-RQ"
     )
     idle_timeout: Seconds = Field(
-        120, description="seconds without a byte before an association is aborted"
+        120, gt=0, description="seconds without a byte before an association is aborted"
     )
     maximum_pdu: int = Field(
         262144, ge=4096, le=4194304, description="bytes of a PDU that we offer to take"
@@ -187,7 +187,7 @@ class DeliverySettings(_Section):
 class SchedulerSettings(_Section):
     """How often the node looks after itself."""
 
-    interval: Seconds = Field(1, gt=0, description="seconds between two rounds")
+    interval: Seconds = Field(0.25, gt=0, description="seconds between two rounds")
     nudge_after: Seconds = Field(
         10, gt=0, description="seconds that ready work may wait before it is nudged again"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 import structlog
 
@@ -35,6 +36,7 @@ def configure(settings: LogSettings, role: str) -> None:
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.bind_contextvars(role=role)
-    # pynetdicom logs data sets, pydicom and highdicom quote values in warnings.
+    # These log data sets, and quote header values and file paths in their warnings.
     for name in ("pynetdicom", "pydicom", "highdicom"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")

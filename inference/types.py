@@ -57,6 +57,10 @@ class ImageStack:
         frame_of_reference_uid: None for projections.
         valid: ``(frames, rows, columns)`` bool, False where the source is padding or lies behind
             a shutter; None when every pixel counts.
+        presentation_intent: Presentation Intent Type of a digital radiograph. FOR PROCESSING
+            values may be linear in dose and of either polarity; most models want neither.
+        photometric: Photometric Interpretation of the source. MONOCHROME1 is turned over where
+            the unit is ``1`` and left alone elsewhere.
     """
 
     pixels: NDArray[np.generic]
@@ -70,6 +74,8 @@ class ImageStack:
     patient_orientation: tuple[str, str] | None = None
     frame_of_reference_uid: str | None = None
     valid: NDArray[np.bool_] | None = None
+    presentation_intent: str | None = None
+    photometric: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:

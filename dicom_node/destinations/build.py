@@ -1,4 +1,4 @@
-"""Owns the choice of a destination's adapter from its row; refuses to know deliveries."""
+"""Owns which class serves a configured destination; the one place where one is made."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from dicom_node.settings import Settings
 
 
 def build(kind: str, config: Mapping[str, Any], settings: Settings) -> Destination:
-    """The adapter for a destination row.
+    """The destination of a stored row.
 
     Args:
-        kind: ``dimse`` or ``folder``.
-        config: of the row: ae_title, host and port, or path.
-        settings: our own AE title and the timeouts.
+        kind: ``dimse`` (config ae_title, host, port) or ``folder`` (config path).
+        config: of that kind.
+        settings: our AE title and the timeout.
 
     Raises:
-        ConfigurationError: there is no such kind.
+        ConfigurationError: no such kind.
     """
     if kind == "dimse":
         return DimseDestination(
             ae_title=config["ae_title"],
             host=config["host"],
-            port=config["port"],
+            port=int(config["port"]),
             calling=settings.listener.ae_title,
             timeout=settings.delivery.timeout,
         )

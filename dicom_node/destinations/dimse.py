@@ -131,7 +131,8 @@ def _store(association: Association, item: Item, message_id: int) -> Sent:
     Raises:
         DeliveryFailed: it is not at the destination, as far as we know.
     """
-    if not association.is_established:
+    # The flag falls late: its thread has to run first.
+    if not association.is_established or not association.dul.is_alive():
         raise _why_not(association, item)
     syntax = _choose(association, item)
     try:

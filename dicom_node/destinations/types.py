@@ -42,6 +42,11 @@ class Sent:
     comment: str
     transfer_syntax: str
 
+    @property
+    def answer(self) -> str:
+        """What a record or a log may say of it."""
+        return f"status 0x{self.status:04X}, sent in {self.transfer_syntax}"
+
 
 class Refused(DeliveryFailed):
     """The destination answered with a failure.

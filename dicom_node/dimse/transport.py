@@ -323,8 +323,9 @@ class _GuardedDimse(DIMSEServiceProvider):
             self.message = DIMSEMessage()
         message = self.message
         for _, fragment in primitive.presentation_data_value_list:
-            if fragment[0] & 1:  # PS3.8 E.2: a command
-                if message.encoded_command_set.tell() + len(fragment) > COMMAND_CAP:
+            size = len(fragment) - 1  # PS3.8 E.2: the first byte is the control header
+            if fragment[0] & 1:  # a command
+                if message.encoded_command_set.tell() + size > COMMAND_CAP:
                     raise ProtocolBreach("command set too long")
                 continue
             held, limit = cast(BytesIO, message.data_set), self.assoc.limits.dataset
@@ -332,9 +333,9 @@ class _GuardedDimse(DIMSEServiceProvider):
                 if held.size > 2 * limit:
                     raise ProtocolBreach("data set without end")
             elif not isinstance(message, C_STORE_RQ):
-                if held.tell() + len(fragment) > SERVICE_DATASET_CAP:
+                if held.tell() + size > SERVICE_DATASET_CAP:
                     raise ProtocolBreach("data set of a service too long")
-            elif held.tell() + len(fragment) > limit:
+            elif held.tell() + size > limit:
                 message.data_set = DiscardedDataSet()
                 message.data_set.size = held.tell()
 
@@ -429,7 +430,10 @@ class GuardedAssociation(Association):
 
 
 class _PatientDimse(DIMSEServiceProvider):
-    """Counts the time for an answer from the last byte sent, not from when sending began."""
+    """Counts the time for an answer from the last byte sent, not from when sending began.
+
+    Where the connection is gone it gives up at once.
+    """
 
     def get_msg(self, block: bool = False) -> Any:
         if not block:
@@ -440,7 +444,8 @@ class _PatientDimse(DIMSEServiceProvider):
                 return self.msg_queue.get(timeout=TICK)
             except queue.Empty:
                 quiet_since = max(asked, sock.last_write)
-                if time.monotonic() - quiet_since > sock.limits.idle:
+                lost = not self.dul.is_alive()
+                if lost or time.monotonic() - quiet_since > sock.limits.idle:
                     return None, None
 
 

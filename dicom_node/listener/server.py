@@ -114,16 +114,20 @@ class _Listener:
         except Exception as error:
             log.error("association not closed", error=type(error).__name__, **association.names)
         finally:
-            with self._changed:
-                self._live.discard(association)
-                self._changed.notify_all()
+            self._forget(association)
+
+    def _forget(self, association: GuardedAssociation) -> None:
+        with self._changed:
+            self._live.discard(association)
+            self._changed.notify_all()
 
     def _decide(self, event: Event) -> None:
         """Let it in or reject it. An exception in this handler would let it in."""
         association = cast(GuardedAssociation, event.assoc)
         primitive = cast(A_ASSOCIATE, association.requestor.primitive)
         calling, called = primitive.calling_ae_title.strip(), primitive.called_ae_title.strip()
-        address = association.requestor.address
+        # An IPv4 peer of a socket that takes both families
+        address = association.requestor.address.removeprefix("::ffff:")
         association.requestor.ae_title = calling
         try:
             rejection = self._rejection(association, calling, called, address)
@@ -138,6 +142,7 @@ class _Listener:
                 called=called,
                 address=address,
             )
+            self._forget(association)
             association.acse.send_reject(*rejection)
             association.kill()
             return
@@ -148,7 +153,9 @@ class _Listener:
         self, association: GuardedAssociation, calling: str, called: str, address: str
     ) -> Rejection | None:
         with self._changed:
-            if len(self._live) >= self._settings.maximum_associations:
+            # Who was released may come again before its thread has ended.
+            running = sum(not other.is_released for other in self._live)
+            if running >= self._settings.maximum_associations:
                 return LIMIT_EXCEEDED
             self._live.add(association)
         if called != self._settings.ae_title:

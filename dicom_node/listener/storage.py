@@ -58,12 +58,13 @@ def _reception(event: Event, association: GuardedAssociation) -> Reception | int
         raise IdentifierProblem("Affected SOP Class or Instance UID missing or malformed")
     if sop_class != context.abstract_syntax or sop_class not in storage_classes():
         return status.SOP_CLASS_NOT_SUPPORTED
-    if request.DataSet is None:
-        raise UnreadableDataSet("no data set", instance)
     if isinstance(request.DataSet, DiscardedDataSet):
         raise OverLimit("data set larger than this node takes", instance)
+    dataset = request.DataSet.getvalue() if request.DataSet else b""
+    if not dataset:
+        raise UnreadableDataSet("no data set", instance)
     return Reception(
-        dataset=request.DataSet.getvalue(),
+        dataset=dataset,
         transfer_syntax=str(context.transfer_syntax),
         sop_class_uid=str(sop_class),
         sop_instance_uid=str(instance),

@@ -6,6 +6,7 @@ Wraps highdicom's value types so that a template reads as a list of its rows, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ from highdicom.sr import (
 )
 from numpy.typing import NDArray
 
+from dicom_node.errors import ResultError
 from inference.types import Code
 
 CONTAINS = "CONTAINS"
@@ -36,9 +38,22 @@ SIGNIFICANT_DIGITS = 6
 """Of measured values: more than any of them deserves, few enough to read."""
 
 
+LONG_STRING = 64
+"""Characters of a Long String (PS3.5 6.2)."""
+
+
 def coded(code: Code) -> CodedConcept:
     """An item of a code sequence (PS3.3 8.8)."""
-    return CodedConcept(code.value, code.scheme, code.meaning[:64])
+    return CodedConcept(code.value, code.scheme, long_string(code.meaning))
+
+
+def long_string(value: str) -> str:
+    """``value`` as one Long String: no control characters, no backslash (it would make it two).
+
+    Words of a model come from its bundle, and a bundle is not trusted.
+    """
+    clean = "".join(c if c.isprintable() and c != "\\" else " " for c in value)
+    return " ".join(clean.split())[:LONG_STRING].strip() or "-"
 
 
 def code(
@@ -62,7 +77,9 @@ def uid(relationship: str, name: Code, value: str) -> ContentItem:
 def number(
     relationship: str, name: Code, value: float, unit: Code, children: Iterable[ContentItem] = ()
 ) -> ContentItem:
-    """NUM, rounded to `SIGNIFICANT_DIGITS`."""
+    """NUM, rounded to `SIGNIFICANT_DIGITS`; raises ResultError unless it is finite."""
+    if not math.isfinite(value):
+        raise ResultError(f"{name.meaning} is {value}")
     rounded = float(f"{value:.{SIGNIFICANT_DIGITS}g}")
     item = NumContentItem(coded(name), rounded, coded(unit), relationship_type=relationship)
     return _with(item, children)

@@ -34,7 +34,7 @@ class Geometry:
             patient geometry (projections, ultrasound).
         orientations: Image Orientation (Patient) of each frame; None likewise.
         spacing: Pixel Spacing, (between rows, between columns) mm; None where the source gives
-            none, or zero.
+            none, or zero, and for projections: theirs holds in some plane, nobody knows which.
         thickness: Slice Thickness in mm, or the distance of the frames where the source is
             silent; None for projections.
         distance: between neighbouring frames in mm, where it is the same for all; else None.
@@ -50,8 +50,8 @@ class Geometry:
 
     @property
     def pixel_area(self) -> float | None:
-        """mm² of one pixel in the patient; None for projections, whose spacing is elsewhere."""
-        if self.positions is None or self.spacing is None:
+        """mm² of one pixel in the patient, None where there is no spacing."""
+        if self.spacing is None:
             return None
         return float(self.spacing[0]) * float(self.spacing[1])
 
@@ -68,14 +68,13 @@ def geometry(source: Source) -> Geometry:
         _digits(_group(ds, ref, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
         for ds, ref in frames
     ]
-    measures = [_group(ds, ref, "PixelMeasuresSequence") for ds, ref in frames[:1]]
-    spacing = _positive(_digits(measures[0], "PixelSpacing", 2)) if measures else None
     placed = tuple(p for p in positions if p), tuple(o for o in orientations if o)
     if not frames or any(len(found) != len(frames) for found in placed):
-        return Geometry(None, None, spacing, None, None, None)
+        return Geometry(None, None, None, None, None, None)
 
     distances = _distances(*placed)
-    told = _positive(_digits(measures[0], "SliceThickness", 1))
+    measures = _group(*frames[0], "PixelMeasuresSequence")
+    told = _positive(_digits(measures, "SliceThickness", 1))
     thickness = told[0] if told else None
     if thickness is None and distances:
         thickness = _positive_string(float(np.median(distances)))
@@ -84,7 +83,7 @@ def geometry(source: Source) -> Geometry:
     return Geometry(
         positions=placed[0],
         orientations=placed[1],
-        spacing=spacing,
+        spacing=_positive(_digits(measures, "PixelSpacing", 2)),
         thickness=thickness,
         distance=_positive_string(float(np.mean(distances))) if even else None,
         frame_of_reference_uid=str(uid) if uid else None,

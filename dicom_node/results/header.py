@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dicom_node.results.codes import PROCESSING_EQUIPMENT
-from dicom_node.results.content import coded
+from dicom_node.results.content import LONG_STRING, coded, long_string
 from dicom_node.results.identity import BUILDER_VERSION, Identity
 from dicom_node.results.normalise import local_time, study_header
 from dicom_node.results.types import Kind, ModelIdentity
@@ -17,8 +17,6 @@ from dicom_node.results.types import Kind, ModelIdentity
 IMPLEMENTATION_CLASS_UID = "2.25.95846623718129024994425519601200099982"
 IMPLEMENTATION_VERSION_NAME = "DICOM_NODE_1"
 RESEARCH_USE = "Research use, not for diagnosis"
-LONG_STRING = 64
-"""Characters of a Long String (PS3.5 6.2)."""
 
 
 def common(kind: Kind, sop_class_uid: str, modality: str, identity: Identity) -> Dataset:
@@ -39,20 +37,20 @@ def common(kind: Kind, sop_class_uid: str, modality: str, identity: Identity) ->
     dataset.Modality = modality
     dataset.SeriesInstanceUID = identity.series(kind)
     dataset.SeriesNumber = identity.series_number(kind)
-    dataset.SeriesDescription = series_description(model)
+    dataset.SeriesDescription = long_string(series_description(model))
 
-    dataset.Manufacturer = model.manufacturer
-    dataset.ManufacturerModelName = model.title
+    dataset.Manufacturer = long_string(model.manufacturer)
+    dataset.ManufacturerModelName = long_string(model.title)
     dataset.DeviceSerialNumber = model.bundle_digest[:16]
-    dataset.SoftwareVersions = [model.version, f"dicom-node results {BUILDER_VERSION}"]
+    dataset.SoftwareVersions = [long_string(model.version), f"dicom-node results {BUILDER_VERSION}"]
     if context.institution:
-        dataset.InstitutionName = context.institution[:LONG_STRING]
+        dataset.InstitutionName = long_string(context.institution)
 
     equipment = Dataset()
     equipment.PurposeOfReferenceCodeSequence = [coded(PROCESSING_EQUIPMENT)]
-    equipment.Manufacturer = model.manufacturer
-    equipment.ManufacturerModelName = model.title
-    equipment.SoftwareVersions = model.version
+    equipment.Manufacturer = dataset.Manufacturer
+    equipment.ManufacturerModelName = dataset.ManufacturerModelName
+    equipment.SoftwareVersions = long_string(model.version)
     equipment.DeviceSerialNumber = model.bundle_digest[:16]
     equipment.DeviceUID = identity.device()
     equipment.ContributionDateTime = date + time

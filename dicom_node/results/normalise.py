@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
-from pydicom.charset import encode_string, python_encoding
+from pydicom.charset import python_encoding
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -151,10 +151,10 @@ def fit_character_set(dataset: Dataset, source: Dataset) -> None:
 
 def _fits(text: str, character_set: str) -> bool:
     try:
-        encoded = encode_string(text, [python_encoding[character_set]])
-        return encoded.decode(python_encoding[character_set]) == text
-    except (UnicodeError, LookupError):
+        text.encode(python_encoding[character_set])
+    except UnicodeError:
         return False
+    return True
 
 
 def _texts(dataset: Dataset) -> Iterator[str]:

@@ -21,11 +21,11 @@ from dicom_node.results.codes import (
     SEGMENTATION,
     SOURCE_IMAGE_FOR_PROCESSING,
 )
-from dicom_node.results.content import coded
+from dicom_node.results.content import coded, long_string
 from dicom_node.results.encode import encoded_sequence, fragment, put_encoded_items, ready_to_write
 from dicom_node.results.evidence import referenced_series
 from dicom_node.results.geometry import Geometry, geometry
-from dicom_node.results.header import LONG_STRING, common
+from dicom_node.results.header import common
 from dicom_node.results.identity import Identity
 from dicom_node.results.normalise import fit_character_set
 from dicom_node.results.types import Source
@@ -157,22 +157,23 @@ def _describe_segment(segment: Segment, entry: SegmentNumber, identity: Identity
     model = identity.model
     item = Dataset()
     item.SegmentNumber = entry.number
-    item.SegmentLabel = segment.label[:LONG_STRING]
+    item.SegmentLabel = long_string(segment.label)
     item.SegmentAlgorithmType = "AUTOMATIC"
-    item.SegmentAlgorithmName = f"{model.name} {model.version}"[:LONG_STRING]
+    item.SegmentAlgorithmName = long_string(f"{model.name} {model.version}")
     item.SegmentedPropertyCategoryCodeSequence = [coded(segment.category)]
     kind = coded(segment.type)
     if segment.laterality:
         kind.SegmentedPropertyTypeModifierCodeSequence = [coded(segment.laterality)]
     item.SegmentedPropertyTypeCodeSequence = [kind]
-    item.RecommendedDisplayCIELabValue = list(CIELabColor.from_rgb(*segment.colour).value)
-    item.TrackingID = segment.label[:LONG_STRING]
+    rgb = (min(max(value, 0), 255) for value in segment.colour)
+    item.RecommendedDisplayCIELabValue = list(CIELabColor.from_rgb(*rgb).value)
+    item.TrackingID = item.SegmentLabel
     item.TrackingUID = entry.tracking_uid
     algorithm = Dataset()
     algorithm.AlgorithmFamilyCodeSequence = [coded(ARTIFICIAL_INTELLIGENCE)]
-    algorithm.AlgorithmName = model.name
-    algorithm.AlgorithmVersion = model.version
-    algorithm.AlgorithmSource = model.manufacturer
+    algorithm.AlgorithmName = long_string(model.name)
+    algorithm.AlgorithmVersion = long_string(model.version)
+    algorithm.AlgorithmSource = long_string(model.manufacturer)
     if model.parameters:
         algorithm.AlgorithmParameters = "\n".join(
             f"{key}={value}" for key, value in sorted(model.parameters.items())
@@ -219,7 +220,7 @@ def _shared_groups(places: Geometry) -> Dataset:
     if places.distance:
         measures.SpacingBetweenSlices = places.distance
     # Without spacing nothing is told in millimetres: the macro is optional where frames are
-    # derived from referenced images (PS3.3 Table A.51-2).
+    # derived from referenced images (PS3.3 Table A.51-2), and highdicom reads none but whole ones.
     if len(measures):
         shared.PixelMeasuresSequence = [measures]
     orientation = _one_orientation(places)

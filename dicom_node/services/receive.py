@@ -239,7 +239,7 @@ def _insert(
     now, patient = node.now(), patient_of(header)
     association = session.get_one(Association, reception.association)
     facts = facts_of(header, stored.sha256, association.calling_ae, association.called_ae)
-    own = _is_own(session, facts.sop_instance_uid, facts.series_instance_uid)
+    own = is_own(session, facts.sop_instance_uid, facts.series_instance_uid)
     ignored = why_ignored(facts.sop_class, facts.modality, own)
     uid = str(header.StudyInstanceUID)
     study = session.scalar(select(Study).where(Study.study_instance_uid == uid).with_for_update())
@@ -282,7 +282,8 @@ def _insert(
     )
 
 
-def _is_own(session: Session, sop_instance_uid: str, series_instance_uid: str) -> bool:
+def is_own(session: Session, sop_instance_uid: str, series_instance_uid: str) -> bool:
+    """Whether this node built it, or a series of ours holds it."""
     ours = select(Result.id).where(
         (Result.sop_instance_uid == sop_instance_uid)
         | (Result.series_instance_uid == series_instance_uid)

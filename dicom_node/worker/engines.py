@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import structlog
+from sqlalchemy import select
+
+from dicom_node.domain.model import ModelState
 from dicom_node.services.context import Node
 from dicom_node.services.models import bundle_folder
+from dicom_node.store.tables import Model
 from inference.bundle import Bundle, open_bundle
-from inference.engine import Warm, choose_device
+from inference.engine import Engine, Warm, choose_device
 from inference.errors import BundleError
 from inference.types import ImageStack, Prediction
+
+log = structlog.get_logger(__name__)
 
 
 class WarmEngines:
@@ -26,16 +33,30 @@ class WarmEngines:
         """How often weights were loaded since the process began."""
         return self._warm.loads
 
+    def warm_up(self) -> None:
+        """Load the active models; one that cannot be loaded is told when a job wants it."""
+        with self._node.database.reading() as session:
+            running = select(Model.digest).where(Model.state == ModelState.ACTIVE)
+            digests = session.scalars(running).all()
+        for digest in digests:
+            try:
+                self._engine(digest)
+            except BundleError as error:
+                log.error("model not loadable", bundle=digest, reason=str(error))
+
     def predict(self, digest: str, stacks: Sequence[ImageStack]) -> list[Prediction]:
         """Run the model with this bundle digest on each stack.
 
         Raises:
             BundleError: the bundle is missing, altered, or not the one that was added.
         """
+        return self._engine(digest).predict(stacks)
+
+    def _engine(self, digest: str) -> Engine:
         bundle = self._bundles.get(digest)
         if bundle is None or digest not in self._warm:
             bundle = open_bundle(bundle_folder(self._node, digest))
             if bundle.digest != digest:
                 raise BundleError("manifest.json: altered since the model was added")
             self._bundles[digest] = bundle
-        return self._warm.get(bundle).predict(stacks)
+        return self._warm.get(bundle)

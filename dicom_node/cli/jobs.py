@@ -1,0 +1,111 @@
+"""``dicom-node jobs``: list, show, retry, cancel; ``deliveries``: list, show, retry."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dicom_node.cli.output import Json, ago, coloured, print_json, print_rows, say
+from dicom_node.cli.state import node
+from dicom_node.domain.delivery import DeliveryState
+from dicom_node.domain.job import JobState
+from dicom_node.services import deliveries as sent
+from dicom_node.services import jobs as service
+from dicom_node.services.explain import found_in_words
+
+app = typer.Typer(help="The models' runs.", no_args_is_help=True)
+deliveries = typer.Typer(help="Results on their way to destinations.", no_args_is_help=True)
+Number = Annotated[int, typer.Argument(metavar="ID", help="as the listing shows it")]
+Limit = Annotated[int, typer.Option(min=1, help="how many, at most")]
+
+
+@app.command("list")
+def list_(
+    state: Annotated[JobState | None, typer.Option(help="only those in this state")] = None,
+    limit: Limit = 100,
+    json: Json = False,
+) -> None:
+    """List jobs, the newest first."""
+    columns = ("job", "state", "model", "priority", "attempts", "created_at", "study", "error")
+    print_rows(service.list_jobs(node(), state, limit), columns, json)
+
+
+@app.command()
+def show(job: Number, json: Json = False) -> None:
+    """Show a job: its inputs, what it found, its results."""
+    told = service.show_job(node(), job)
+    if json:
+        print_json(told)
+        return
+    say((f"job {job}", "bold"), f"  {told['model']}  ", coloured(told["state"]))
+    say(f"study {told['study']}, revision {told['revision']}, generation {told['generation']}")
+    for name in ("created", "started", "finished"):
+        if told[f"{name}_at"]:
+            say(f"{name} {ago(told[f'{name}_at'])} ({told[f'{name}_at']:%Y-%m-%d %H:%M:%S} UTC)")
+    say(f"{told['priority']}, {told['attempts']} attempts")
+    if told["predecessor"]:
+        say(f"supersedes job {told['predecessor']}")
+    if told["error"]:
+        say((told["error"], "red"))
+    for sentence in found_in_words(told["summary"]):
+        say("found: ", sentence)
+    if told["summary"] and told["summary"]["timings"]:
+        timings = told["summary"]["timings"].items()
+        say("took ", ", ".join(f"{step} {seconds:.2f} s" for step, seconds in timings))
+    for row in told["destinations"]:
+        say(f"goes to {row['name']} by rule {', '.join(map(repr, row['rules']))}")
+    say(f"reads {len(told['inputs'])} instances")
+    for row in told["results"]:
+        say((f"{row['kind'].upper():4}", "bold"), f"{row['sop_instance_uid']}  {row['file']}")
+
+
+@app.command()
+def retry(job: Number) -> None:
+    """Let a dead or cancelled job run again."""
+    service.retry_job(node(), job)
+    say(f"job {job} is ready")
+
+
+@app.command()
+def cancel(job: Number) -> None:
+    """Stop a job that waits or runs."""
+    service.cancel_job(node(), job)
+    say(f"job {job} is cancelled")
+
+
+@deliveries.command("list")
+def list_deliveries(
+    state: Annotated[DeliveryState | None, typer.Option(help="only those in this state")] = None,
+    limit: Limit = 100,
+    json: Json = False,
+) -> None:
+    """List deliveries, the newest first."""
+    columns = ("delivery", "state", "kind", "destination", "attempts", "next_at", "job", "answer")
+    print_rows(sent.list_deliveries(node(), state, limit), columns, json)
+
+
+@deliveries.command("show")
+def show_delivery(delivery: Number, json: Json = False) -> None:
+    """Show a delivery with every attempt: when, which status, what was answered."""
+    told = sent.show_delivery(node(), delivery)
+    if json:
+        print_json(told)
+        return
+    what = f"  {told['kind'].upper()} of job {told['job']} to {told['destination']}  "
+    say((f"delivery {delivery}", "bold"), what, coloured(told["state"]))
+    say(f"study {told['study']}")
+    say(f"{told['sop_instance_uid']}  {told['file']}")
+    if told["next_at"]:
+        say(f"next attempt {ago(told['next_at'])}")
+    rows = [{**row, "utc": f"{row['at']:%Y-%m-%d %H:%M:%S}"} for row in told["log"]]
+    print_rows(rows, ("utc", "at", "status", "answer"), False)
+
+
+@deliveries.command("retry")
+def retry_delivery(delivery: Number) -> None:
+    """Send a dead or a sent delivery again, the same bytes."""
+    from dicom_node.services.deliver import retry_delivery as again
+
+    again(node(), delivery)
+    say(f"delivery {delivery} is pending")

@@ -1,0 +1,145 @@
+"""``dicom-node up``, ``listen``, ``worker``, ``scheduler``: the roles, together or apart."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from typing import Annotated
+
+import structlog
+import typer
+
+from dicom_node import telemetry
+from dicom_node.cli import redis
+from dicom_node.cli.state import settings
+from dicom_node.cli.supervise import Child, on_signals, supervise
+from dicom_node.services.context import Node
+from dicom_node.services.processes import registered
+from dicom_node.settings import Settings
+from dicom_node.store.database import Database
+from dicom_node.store.migrate import require_head
+from dicom_node.store.migrate import upgrade as upgrade_database
+
+log = structlog.get_logger(__name__)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the roles to the command."""
+    for role in (up, listen, worker, scheduler):
+        app.command()(role)
+
+
+def up() -> None:
+    """Run the whole node on this machine; restart what dies; drain on SIGTERM or Ctrl-C."""
+    chosen = settings()
+    telemetry.configure(chosen.log, "up")
+    chosen.storage.folder.mkdir(parents=True, exist_ok=True)
+    log.info("database ready", revision=upgrade_database(Database(chosen.database_url)))
+    stop = threading.Event()
+    on_signals(stop.set)
+    supervise(_children(chosen), stop)
+
+
+def listen(
+    fd: Annotated[int | None, typer.Option(hidden=True, help="inherited listening socket")] = None,
+) -> None:
+    """Take associations from modalities."""
+    from dicom_node.listener.node import NodeInbox
+    from dicom_node.listener.server import bind, serve
+
+    chosen = settings()
+    telemetry.configure(chosen.log, "listener")
+    stop = threading.Event()
+    on_signals(stop.set)
+    listening = chosen.listener
+    if fd is None and listening.processes > 1:
+        with bind(listening.host, listening.port) as sock:
+            supervise(_listeners(chosen, sock.fileno()), stop)
+        return
+    sock = socket.socket(fileno=fd) if fd is not None else None
+    node = _open(chosen, "listener")
+
+    def ready(port: int) -> None:
+        log.info("listening", ae_title=listening.ae_title, host=listening.host, port=port)
+
+    with registered(node):
+        serve(listening, NodeInbox(node), stop=stop, ready=ready, sock=sock)
+
+
+def worker(
+    queues: Annotated[
+        str, typer.Option(help="any, gpu (takes any too), deliver; several by comma")
+    ] = "any,deliver",
+) -> None:
+    """Run models, or deliveries, as nudges come."""
+    chosen = settings()
+    _open(chosen, "worker")  # refuse a database of another revision before Celery starts
+    # Celery's own command: its parent must stay free of torch, its child is spawned.
+    os.execv(  # noqa: S606 - no shell; arguments are ours
+        sys.executable,
+        [
+            *(sys.executable, "-m", "celery", "--quiet", "-A", "dicom_node.worker.app", "worker"),
+            *("--pool", "prefork", "--pool-start-method", "spawn", "--concurrency", "1"),
+            *("--queues", queues, "--hostname", f"{queues.replace(',', '-')}-{os.getpid()}@%h"),
+            *("--without-gossip", "--without-mingle", "--loglevel", "ERROR"),
+        ],
+    )
+
+
+def scheduler() -> None:
+    """Close complete studies, take back what the dead held, nudge what waits."""
+    from dicom_node.errors import Unavailable
+    from dicom_node.services.dispatch import Nudger
+    from dicom_node.services.schedule import Scheduler, reconcile
+
+    chosen = settings()
+    telemetry.configure(chosen.log, "scheduler")
+    node = _open(chosen, "scheduler")
+    stop = threading.Event()
+    on_signals(stop.set)
+    with registered(node):
+        reconcile(node)
+        rounds = Scheduler(node, Nudger(chosen))
+        while not stop.wait(chosen.scheduler.interval):
+            try:
+                rounds.round()
+            except Unavailable as error:  # the database comes back, or somebody is called
+                log.error("round skipped", reason=str(error))
+                stop.wait(1)
+
+
+def _open(chosen: Settings, role: str) -> Node:
+    node = Node.open(chosen, role)
+    require_head(node.database)
+    return node
+
+
+def _children(chosen: Settings) -> list[Child]:
+    """In the order in which they drain: first nothing new comes in, Redis goes last."""
+    command = _command()
+    children = [
+        Child("listener", [*command, "listen"]),
+        Child("scheduler", [*command, "scheduler"]),
+        *(
+            Child(f"worker {n}", [*command, "worker", "--queues", "gpu,any"])
+            for n in range(1, chosen.worker.processes + 1)
+        ),
+        Child("delivery", [*command, "worker", "--queues", "deliver"]),
+    ]
+    if not chosen.broker.url:
+        children.append(Child("redis", redis.command(chosen)))
+    return children
+
+
+def _listeners(chosen: Settings, fd: int) -> list[Child]:
+    command = [*_command(), "listen", "--fd", str(fd)]
+    return [
+        Child(f"listener {n}", command, inherit=(fd,))
+        for n in range(1, chosen.listener.processes + 1)
+    ]
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-m", "dicom_node.cli.main"]

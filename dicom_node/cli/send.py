@@ -1,0 +1,114 @@
+"""``dicom-node send`` and ``echo``: to play the modality, and to see whether a peer answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dicom_node.cli.output import Json, errors, print_json, print_rows, say
+from dicom_node.cli.state import node, settings
+from dicom_node.errors import DeliveryFailed, NotFound
+
+if TYPE_CHECKING:
+    from dicom_node.destinations.types import Destination, Item, Sent
+
+Calling = Annotated[
+    str | None, typer.Option("--calling", "--as", help="AE title to speak as", metavar="AE")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(send)
+    app.command()(echo)
+
+
+def send(
+    paths: Annotated[
+        list[Path], typer.Argument(help="DICOM files, or folders of them", exists=True)
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="a destination's name, or host:port/AE; default: the node's own listener"
+        ),
+    ] = None,
+    calling: Calling = None,
+    json: Json = False,
+) -> None:
+    """Send files over one association and count the answers; exit code 1 if any was not taken."""
+    from dicom_node.services.peers import explained
+    from dicom_node.services.send import gather
+
+    destination = _peer(to, calling)
+    items, skipped = gather(paths)
+    if not items:
+        raise NotFound("DICOM file in", ", ".join(map(str, paths)))
+    answers: Counter[tuple[str, str]] = Counter()
+    failures: list[dict[str, str]] = []
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=json or not errors.is_terminal,
+        transient=True,
+    ) as progress:
+        bar = progress.add_task("sending", total=len(items))
+
+        def record(item: Item, outcome: Sent | DeliveryFailed) -> None:
+            status = "" if outcome.status is None else f"0x{outcome.status:04X}"
+            if isinstance(outcome, DeliveryFailed):
+                words = explained(outcome.reason, destination)
+                comment = getattr(outcome, "comment", "")
+                words += f" ({comment})" if comment else ""
+                failures.append({"file": str(item.path), "status": status, "answer": words})
+            else:
+                words = "stored" if outcome.status == 0 else "stored with a warning"
+            answers[status, words] += 1
+            progress.advance(bar)
+
+        destination.send(items, record)
+    told = [{"count": n, "status": s, "answer": words} for (s, words), n in answers.most_common()]
+    if json:
+        print_json({"answers": told, "failures": failures, "skipped": skipped})
+    else:
+        print_rows(told, ("count", "status", "answer"), False)
+        if skipped:
+            say((f"{len(skipped)} files are no DICOM instances and were left out", "yellow"))
+    if failures:
+        raise typer.Exit(1)
+
+
+def echo(
+    to: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DESTINATION]",
+            help="a destination's name, or host:port/AE; default: the node's own listener",
+        ),
+    ] = None,
+    calling: Calling = None,
+    json: Json = False,
+) -> None:
+    """Ask a peer whether it is there (C-ECHO), and how fast it answers."""
+    from dicom_node.services import peers
+
+    seconds = peers.echo(_peer(to, calling))
+    if json:
+        print_json({"peer": to, "seconds": seconds})
+    else:
+        say(f"{to or 'the listener'} answers in {seconds * 1000:.0f} ms")
+
+
+def _peer(to: str | None, calling: str | None) -> Destination:
+    from dicom_node.services import peers
+
+    if to is None:
+        return peers.own_listener(node(), calling)
+    return peers.at_address(to, settings(), calling) or peers.named(node(), to, calling)

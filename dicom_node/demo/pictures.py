@@ -1,0 +1,66 @@
+"""Owns the demo's pictures: a delivered SEG drawn on the image that it was made from.
+
+Reads only what the PACS received and what the modality sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+
+from dicom_node.results.overlay import overlay_png
+from inference.reading import read_files
+
+CT_WINDOW = (-1000.0, 400.0)  # lung to bone, in Hounsfield units
+
+
+def draw(segmentation: Path, sources: Sequence[Path], title: str) -> bytes:
+    """A PNG of the frame on which most is segmented.
+
+    Args:
+        segmentation: a SEG file.
+        sources: the files that it may refer to; others of the study are passed over.
+        title: stands above the legend.
+    """
+    seg = hd.seg.segread(segmentation)
+    masks = _masks(seg)
+    uid = max(masks, key=lambda uid: _shown(masks[uid]))
+    path = next(p for p in sources if dcmread(p, stop_before_pixels=True).SOPInstanceUID == uid)
+    stack = read_files([path])
+    pixels = np.asarray(stack.pixels[0], dtype=np.float32)
+    low, high = CT_WINDOW if stack.unit == "[hnsf'U]" else tuple(np.percentile(pixels, (0.5, 99.5)))
+    grey = (np.clip((pixels - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    layers = [
+        (masks[uid].get(number, np.zeros(grey.shape, bool)), _colour(item), str(item.SegmentLabel))
+        for number, item in enumerate(seg.SegmentSequence, 1)
+    ]
+    return overlay_png(grey, layers, title)
+
+
+def _shown(segments: dict[int, NDArray[np.bool_]]) -> tuple[int, int]:
+    """Orders frames: the most segments first, then the most pixels."""
+    counts = [int(mask.sum()) for mask in segments.values()]
+    return sum(count > 0 for count in counts), sum(counts)
+
+
+def _masks(seg: Dataset) -> dict[str, dict[int, NDArray[np.bool_]]]:
+    """For each source instance the mask of each segment, ``(rows, columns)``."""
+    pixels = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns).astype(bool)
+    found: dict[str, dict[int, NDArray[np.bool_]]] = {}
+    for frame, groups in zip(pixels, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        number = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        found.setdefault(str(source.ReferencedSOPInstanceUID), {})[number] = frame
+    return found
+
+
+def _colour(item: Dataset) -> tuple[int, int, int]:
+    """CIELab as DICOM stores it (PS3.3 C.10.7.1.1) to sRGB."""
+    lab = hd.color.CIELabColor.from_dicom_value(*item.RecommendedDisplayCIELabValue)
+    red, green, blue = lab.to_rgb()
+    return red, green, blue

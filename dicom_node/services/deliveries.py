@@ -1,0 +1,76 @@
+"""Owns what administrators see of deliveries; sending is ``services.deliver``'s."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import joinedload
+
+from dicom_node.errors import NotFound
+from dicom_node.services.context import Node
+from dicom_node.store.tables import Delivery, Job, Result, Revision
+
+
+def list_deliveries(node: Node, state: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+    """The newest deliveries first."""
+    query = (
+        select(Delivery)
+        .order_by(Delivery.id.desc())
+        .limit(limit)
+        .options(
+            joinedload(Delivery.destination),
+            joinedload(Delivery.result)
+            .joinedload(Result.job)
+            .joinedload(Job.revision)
+            .joinedload(Revision.study),
+        )
+    )
+    if state:
+        query = query.where(Delivery.state == state)
+    with node.database.reading() as session:
+        return [delivery_row(row) for row in session.scalars(query)]
+
+
+def show_delivery(node: Node, delivery_id: int) -> dict[str, Any]:
+    """One delivery with every attempt: when, which status, what was answered.
+
+    Raises:
+        NotFound: there is none by that number.
+    """
+    with node.database.reading() as session:
+        row = session.get(Delivery, delivery_id)
+        if row is None:
+            raise NotFound("delivery", str(delivery_id))
+        return {
+            **delivery_row(row),
+            "file": node.results.path(row.result.path),
+            "sha256": row.result.sha256,
+            "log": [
+                {
+                    "at": attempt.at,
+                    "status": None if attempt.status is None else f"0x{attempt.status:04X}",
+                    "answer": attempt.answer,
+                }
+                for attempt in row.log
+            ],
+        }
+
+
+def delivery_row(row: Delivery) -> dict[str, Any]:
+    """A delivery as a listing shows it."""
+    job = row.result.job
+    return {
+        "delivery": row.id,
+        "state": row.state,
+        "destination": row.destination.name,
+        "kind": row.result.kind,
+        "job": job.id,
+        "study": job.revision.study.study_instance_uid,
+        "sop_instance_uid": row.result.sop_instance_uid,
+        "attempts": row.attempts,
+        "created_at": row.created_at,
+        "next_at": row.next_at if row.state == "pending" else None,
+        "sent_at": row.sent_at,
+        "answer": row.last_answer,
+    }

@@ -1,0 +1,59 @@
+"""Owns whether a model may look at an input at all, and how a radiologist is told that it may not.
+
+Refuses to know how to mend an input: what breaks the contract is not analysed.
+"""
+
+from __future__ import annotations
+
+from inference.errors import UnsuitableInput
+from inference.manifest import Manifest
+from inference.types import ImageStack
+
+UNITS = {
+    "[hnsf'U]": "Hounsfield units",
+    "1": "brightness as presented",
+    "raw": "raw values, not meant for presentation",
+}
+
+
+def check(stack: ImageStack, manifest: Manifest) -> None:
+    """Pass, or say in one sentence why this input is not analysed.
+
+    Raises:
+        UnsuitableInput: the first clause of ``manifest.input`` that does not hold.
+    """
+    contract = manifest.input
+    frames, rows, columns = stack.shape
+    title = f"{manifest.title} {manifest.version}"
+
+    def refuse(why: str) -> UnsuitableInput:
+        return UnsuitableInput(f"Not analysed by {title}: {why}")
+
+    if stack.modality not in manifest.select.modality:
+        wanted = " or ".join(manifest.select.modality)
+        raise refuse(f"the modality is {stack.modality or 'not given'}, the model reads {wanted}.")
+    colour = stack.pixels.ndim == 4
+    if colour and contract.colour == "grey":
+        raise refuse("the image is in colour, the model reads grey images.")
+    if not colour and contract.colour == "rgb":
+        raise refuse("the image is grey, the model reads colour images.")
+    if stack.unit != contract.unit:
+        raise refuse(f"its values are {UNITS[stack.unit]}, the model reads {UNITS[contract.unit]}.")
+    if rows < contract.min_rows or columns < contract.min_columns:
+        raise refuse(
+            f"the image has {rows} x {columns} pixels (rows x columns), "
+            f"the model needs {contract.min_rows} x {contract.min_columns} at least."
+        )
+    if frames > contract.max_frames:
+        raise refuse(f"it has {frames} frames, the model takes {contract.max_frames} at most.")
+    if frames < 1:
+        raise refuse("it has no frames.")
+    if stack.valid is not None and not stack.valid.any():
+        raise refuse("every pixel is padding or lies behind a shutter.")
+    if contract.spacing_mm is not None and stack.spacing is not None:
+        low, high = contract.spacing_mm
+        if not all(low <= spacing <= high for spacing in stack.spacing):
+            raise refuse(
+                f"its pixels are {stack.spacing[0]:g} x {stack.spacing[1]:g} mm, "
+                f"the model reads {low:g} to {high:g} mm."
+            )
