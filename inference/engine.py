@@ -23,7 +23,7 @@ from inference import measure, postprocessing, suitability
 from inference.bundle import Bundle, load_tensors, load_weights
 from inference.errors import BundleError, OutOfMemory, UnsuitableInput
 from inference.manifest import Manifest
-from inference.networks import build
+from inference.networks import build, fused
 from inference.preprocessing import Geometry, geometry, prepare
 from inference.types import FrameRef, ImageStack, Prediction
 
@@ -72,7 +72,7 @@ class Runner:
             network.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             raise BundleError(f"{manifest.weights}: {str(error)[:500]}") from error
-        network = network.float().eval().requires_grad_(False)
+        network = fused(network.float()).requires_grad_(False)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack device with memory_format
         self.batch = manifest.batch
         self.bytes = sum(

@@ -1,4 +1,7 @@
-"""Owns the command ``train``: recipes in, bundles out. Parses, calls, prints; decides nothing."""
+"""Owns the command ``train``: recipes in, bundles out. Parses, calls, prints; decides nothing.
+
+Torch is loaded by the commands that need it, not by asking for their help.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,19 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-import torchvision
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
 
-from training import datasets, evaluate
-from training.export import draft
-from training.export import export as write
-from training.finetune import Report, finetune, pretrained
 from training.recipe import Recipe, read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from training.evaluate import Row
+    from training.finetune import Report
 
 app = typer.Typer(
     help="Fine-tune, evaluate and export model bundles.",
@@ -48,6 +50,11 @@ def train(
     threads: Threads = 0,
 ) -> None:
     """Learn from all samples of a recipe; writes weights.safetensors (float32) into OUT."""
+    from safetensors.torch import save_file
+
+    from training import datasets
+    from training.finetune import finetune
+
     plan = _begin(recipe, out, threads)
     samples = datasets.load(plan.data, data).learn
     with _progress() as bar:
@@ -69,10 +76,13 @@ def cross_validate(
     Run again after an interruption, it goes on with the folds that the .csv lacks; after a
     change of the recipe, remove the .csv.
     """
+    from training import datasets, evaluate
+    from training.export import draft
+
     plan = _begin(recipe, out, threads)
     samples = datasets.load(plan.data, data).learn
 
-    def told(fold: int, rows: list[evaluate.Row]) -> None:
+    def told(fold: int, rows: list[Row]) -> None:
         evaluate.write_rows(rows, out / ROWS)
         mine = evaluate.summary([row for row in rows if row.fold == fold])["dice"]
         console.print(f"fold {fold}: {json.dumps({k: v['mean'] for k, v in mine.items()})}")
@@ -101,6 +111,13 @@ def export(
     bundle: Annotated[Path, typer.Option(help="folder of the bundle, new or empty")],
 ) -> None:
     """Make a bundle of what ``train`` and, where it ran, ``cross-validate`` left in OUT."""
+    import torch
+    import torchvision
+    from safetensors.torch import load_file
+
+    from training import datasets, evaluate
+    from training.export import export as write
+
     plan = read(recipe)
     rows = out / ROWS
     written = write(
@@ -121,13 +138,17 @@ def export(
 
 
 def _begin(recipe: Path, out: Path, threads: int) -> Recipe:
+    import torch
+
     if threads:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     return read(recipe)
 
 
-def _backbone(plan: Recipe, data: Path) -> dict[str, torch.Tensor]:
+def _backbone(plan: Recipe, data: Path) -> dict[str, Tensor]:
+    from training.finetune import pretrained
+
     return pretrained(data / plan.training.weights)
 
 

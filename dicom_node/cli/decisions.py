@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dicom_node.cli.output import Part, say
+from dicom_node.cli.output import Part, many, say
 
 Labels = Mapping[str, str]
 _YES, _NO = ("✓ ", "green"), ("✗ ", "red")
@@ -20,7 +20,7 @@ def labels_of(series: Sequence[Mapping[str, Any]]) -> Labels:
     """What to call each series: its number, modality and size."""
     return {
         row["series"]: f"series {row['number'] if row['number'] is not None else '-'} "
-        f"({row['modality'] or 'no modality'}, {row['instances']} instances)"
+        f"({row['modality'] or 'no modality'}, {many(row['instances'], 'instance')})"
         for row in series
     }
 
@@ -71,9 +71,14 @@ def _mark(holds: bool) -> Part:
 
 def _names(uids: Sequence[str], labels: Labels) -> str:
     if len(uids) > _NAMED:
-        kind = "series" if uids[0] in labels else "images"
-        return f"{len(uids)} {kind}"
-    return ", ".join(labels.get(uid, f"image {uid}") for uid in uids)
+        return f"{len(uids)} {'series' if uids[0] in labels else 'images'}"
+    return ", ".join(_name(uid, labels) for uid in uids)
+
+
+def _name(uid: str, labels: Labels) -> str:
+    """Of a series, of an image, or of what ``routing.judge_rule`` calls "3 images of" a series."""
+    words, _, last = uid.rpartition(" ")
+    return f"{words} {labels.get(last, last)}" if words else labels.get(uid, f"image {uid}")
 
 
 def _lines(verdict: Mapping[str, Any], depth: int = 0) -> list[tuple[int, bool, str]]:

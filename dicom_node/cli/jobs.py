@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dicom_node.cli.output import Json, ago, coloured, print_json, print_rows, say
+from dicom_node.cli.output import Json, ago, coloured, many, print_json, print_rows, say
 from dicom_node.cli.state import node
 from dicom_node.domain.delivery import DeliveryState
 from dicom_node.domain.job import JobState
@@ -43,7 +43,7 @@ def show(job: Number, json: Json = False) -> None:
     for name in ("created", "started", "finished"):
         if told[f"{name}_at"]:
             say(f"{name} {ago(told[f'{name}_at'])} ({told[f'{name}_at']:%Y-%m-%d %H:%M:%S} UTC)")
-    say(f"{told['priority']}, {told['attempts']} attempts")
+    say(f"{told['priority']}, {many(told['attempts'], 'attempt')}")
     if told["predecessor"]:
         say(f"supersedes job {told['predecessor']}")
     if told["error"]:
@@ -55,7 +55,7 @@ def show(job: Number, json: Json = False) -> None:
         say("took ", ", ".join(f"{step} {seconds:.2f} s" for step, seconds in timings))
     for row in told["destinations"]:
         say(f"goes to {row['name']} by rule {', '.join(map(repr, row['rules']))}")
-    say(f"reads {len(told['inputs'])} instances")
+    say(f"reads {many(len(told['inputs']), 'instance')}")
     for row in told["results"]:
         say((f"{row['kind'].upper():4}", "bold"), f"{row['sop_instance_uid']}  {row['file']}")
 

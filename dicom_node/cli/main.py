@@ -8,6 +8,7 @@ Exit codes: 0 done; 1 the node says no, with the reason; 2 a setting, rule or ar
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -72,6 +73,7 @@ def main() -> None:
     for extension in entry_points(group="dicom_node.commands"):
         if extension.name in sys.argv[1:2]:  # loaded only when asked for: it may load torch
             extension.load()(app)
+    warnings.filterwarnings("ignore", module="pydicom")  # they quote values of headers
     try:
         app()  # answers usage errors with 2 and an interrupt with 130
     except NodeError as error:

@@ -71,13 +71,19 @@ def print_rows(
         first, *rest = (cell(row.get(column)) for column in columns)
         table.add_row(Text(" " * indent) + first, *rest)
     # A pipe has no width to fold at, and a folded UID cannot be searched for.
-    console.print(table, width=None if console.is_terminal else 1000)
+    wide = Console(file=console.file, highlight=False, width=1000)
+    (console if console.is_terminal else wide).print(table)
 
 
 def say(*parts: Part, indent: int = 0) -> None:
     """One line: texts, and (text, style) pairs; what they hold is shown as it is."""
     pieces = [(clean(p), "") if isinstance(p, str) else (clean(p[0]), p[1]) for p in parts]
     console.print(Text.assemble(" " * indent, *pieces))
+
+
+def many(count: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def coloured(state: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dicom_node.cli.decisions import labels_of, print_choices, print_rules
-from dicom_node.cli.output import Json, Part, coloured, print_json, print_rows, say
+from dicom_node.cli.output import Json, Part, coloured, many, print_json, print_rows, say
 from dicom_node.cli.state import node
 from dicom_node.services import registry as service
 
@@ -132,7 +132,7 @@ def apply(
     if json:
         print_json({"rules": [rule.name for rule in rules]})
     else:
-        say(f"{len(rules)} rules are in force")
+        say(f"in force: {many(len(rules), 'rule')}")
 
 
 @routes.command("test")
@@ -167,11 +167,14 @@ def _print_trial(study: dict[str, Any]) -> None:
     for reason in dict.fromkeys(row["why"] for row in study["passed_over"]):
         count = sum(row["why"] == reason for row in study["passed_over"])
         say(("passed over: ", "yellow"), f"{count} × {reason}", indent=2)
+    if study["held"]:
+        text = "it names two patients or issuers: it would be held, and nothing would run"
+        say((text, "bold red"), indent=2)
     print_rules(study["rules"], labels, indent=2)
     print_choices(study["choices"], labels, indent=2)
     for job in study["jobs"]:
         where = ", ".join(job["destinations"]) or "nowhere"
-        images = f"{job['images']} image{'s' * (job['images'] != 1)}"
+        images = many(job["images"], "image")
         shadow: list[Part] = [" ", coloured(job["state"])] if job["state"] == "shadow" else []
         text = f" of {job['model']} on {images}, {job['priority']}, to {where}"
         say(("would make a job", "green"), text, *shadow, indent=2)

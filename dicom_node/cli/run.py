@@ -58,14 +58,14 @@ def listen(
         with bind(listening.host, listening.port) as sock:
             supervise(_listeners(chosen, sock.fileno()), stop)
         return
-    sock = socket.socket(fileno=fd) if fd is not None else None
+    inherited = socket.socket(fileno=fd) if fd is not None else None
     node = _open(chosen, "listener")
 
     def ready(port: int) -> None:
         log.info("listening", ae_title=listening.ae_title, host=listening.host, port=port)
 
     with registered(node):
-        serve(listening, NodeInbox(node), stop=stop, ready=ready, sock=sock)
+        serve(listening, NodeInbox(node), stop=stop, ready=ready, sock=inherited)
 
 
 def worker(

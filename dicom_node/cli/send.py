@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dicom_node.cli.output import Json, errors, print_json, print_rows, say
+from dicom_node.cli.output import Json, errors, many, print_json, print_rows, say
 from dicom_node.cli.state import node, settings
 from dicom_node.errors import DeliveryFailed, NotFound
 
@@ -64,7 +64,9 @@ def send(
         def record(item: Item, outcome: Sent | DeliveryFailed) -> None:
             status = "" if outcome.status is None else f"0x{outcome.status:04X}"
             if isinstance(outcome, DeliveryFailed):
-                words = explained(outcome.reason, destination)
+                words = outcome.reason
+                if outcome.status is None:
+                    words = explained(words, destination)
                 comment = getattr(outcome, "comment", "")
                 words += f" ({comment})" if comment else ""
                 failures.append({"file": str(item.path), "status": status, "answer": words})
@@ -80,7 +82,7 @@ def send(
     else:
         print_rows(told, ("count", "status", "answer"), False)
         if skipped:
-            say((f"{len(skipped)} files are no DICOM instances and were left out", "yellow"))
+            say((f"left out: {many(len(skipped), 'file')} that hold no DICOM instance", "yellow"))
     if failures:
         raise typer.Exit(1)
 

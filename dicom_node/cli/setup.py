@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dicom_node.cli.output import Json, ago, coloured, console, print_json, print_rows, say
+from dicom_node.cli.output import Json, ago, coloured, console, many, print_json, print_rows, say
 from dicom_node.cli.state import node, settings
 from dicom_node.errors import ConfigurationError
 from dicom_node.services import configuration
@@ -88,7 +88,7 @@ def doctor(
         print_json([asdict(check) for check in checks])
     else:
         warnings = sum(check.level is Level.WARNING for check in checks)
-        say(f"{faults} faults, {warnings} warnings" if faults or warnings else "all in order")
+        say(f"{many(faults, 'fault')}, {many(warnings, 'warning')}")
     if faults:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dicom_node.cli.output import Json, ago, coloured, print_json, print_rows, say
+from dicom_node.cli.output import Json, ago, coloured, many, print_json, print_rows, say
 from dicom_node.cli.state import node
 from dicom_node.cli.why import print_explanation
 from dicom_node.domain.study import StudyState
@@ -110,12 +110,13 @@ def resolve(
     if json:
         print_json(told)
         return
-    say(f"{told['kept']} instances kept, {told['passed_over']} passed over; the study is open")
+    kept, left = many(told["kept"], "instance"), told["passed_over"]
+    say(f"{kept} kept, {left} passed over; the study is open")
     if told["cancelled"] or told["stopped"]:
-        say(f"{told['cancelled']} jobs cancelled, {told['stopped']} deliveries stopped")
+        say(f"jobs cancelled: {told['cancelled']}, deliveries stopped: {told['stopped']}")
     if told["sent_before"]:
-        text = f"{told['sent_before']} results on the images passed over had been sent before"
-        say((text, "bold red"), ": see to them at the destination")
+        text = f"sent before, on the images passed over: {many(told['sent_before'], 'result')}"
+        say((text, "bold red"), "; see to them at the destination")
 
 
 @instances.command("list")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dicom_node.cli.decisions import Labels, labels_of, print_choices, print_rules
-from dicom_node.cli.output import ago, coloured, console, say
+from dicom_node.cli.output import ago, coloured, console, many, say
 
 
 def print_explanation(told: Mapping[str, Any]) -> None:
@@ -26,9 +26,9 @@ def print_explanation(told: Mapping[str, Any]) -> None:
 
 def print_job(job: Mapping[str, Any], indent: int) -> None:
     """A job in a few lines: its run, what it found, what was sent where and what was answered."""
-    times = f"{job['attempts']} attempt{'s' * (job['attempts'] != 1)}"
+    times = many(job["attempts"], "attempt")
     seconds = "" if job["seconds"] is None else f", {job['seconds']:.1f} s"
-    images = f" on {job['images']} image{'s' * (job['images'] != 1)}"
+    images = f" on {many(job['images'], 'image')}"
     again = f", again after job {job['predecessor']}" if job["predecessor"] else ""
     head = f"job {job['job']}"
     say((head, "bold"), f" {job['model']}{images}  ", coloured(job["state"]), indent=indent)
@@ -48,7 +48,7 @@ def print_job(job: Mapping[str, Any], indent: int) -> None:
 def print_delivery(row: Mapping[str, Any], indent: int) -> None:
     """One line: what, where, how it stands, and the last answer."""
     when = f" {ago(row['sent_at'])}" if row["sent_at"] else ""
-    tries = f", {row['attempts']} attempt{'s' * (row['attempts'] != 1)}"
+    tries = f", {many(row['attempts'], 'attempt')}"
     following = f", next {ago(row['next_at'])}" if row["next_at"] and row["attempts"] else ""
     answer = f": {row['answer']}" if row["answer"] else ""
     what = f"{row['kind'].upper()} to {row['destination']}: "
@@ -74,7 +74,7 @@ def _came(told: Mapping[str, Any], labels: Labels) -> None:
             say((text, "yellow"), " instances of it", indent=2)
     for row in told["expectations"]:
         state = f"{row['missing']} missing" if row["missing"] else "all held"
-        say(f"{row['source']} told {row['instances']} instances: {state}", indent=2)
+        say(f"{row['source']} told {many(row['instances'], 'instance')}: {state}", indent=2)
     for row in told["quarantine"]:
         state = row["resolution"] or "to be settled"
         say(f"in quarantine: {row['sop_instance_uid']} (number {row['id']}), {state}", indent=2)
@@ -82,7 +82,7 @@ def _came(told: Mapping[str, Any], labels: Labels) -> None:
 
 def _revision(revision: Mapping[str, Any], labels: Labels) -> None:
     how = "complete" if revision["complete"] else "incomplete"
-    counted = f"{revision['instances']} instances"
+    counted = many(revision["instances"], "instance")
     _heading(f"Revision {revision['revision']}, closed {ago(revision['closed_at'])}: {counted}")
     say(f"called {how}: {revision['evidence']}", indent=2)
     print_rules(revision["rules"], labels, indent=2)

@@ -61,6 +61,6 @@ def _masks(seg: Dataset) -> dict[str, dict[int, NDArray[np.bool_]]]:
 
 def _colour(item: Dataset) -> tuple[int, int, int]:
     """CIELab as DICOM stores it (PS3.3 C.10.7.1.1) to sRGB."""
-    lab = hd.color.CIELabColor.from_dicom_value(*item.RecommendedDisplayCIELabValue)
+    lab = hd.color.CIELabColor.from_dicom_value(item.RecommendedDisplayCIELabValue)
     red, green, blue = lab.to_rgb()
     return red, green, blue

@@ -160,7 +160,11 @@ def _up(folder: Path) -> Iterator[None]:
 def _child(command: Sequence[str], **streams: object) -> Iterator[subprocess.Popen[bytes]]:
     """A child in its own process group, terminated and waited for whatever happens."""
     process = subprocess.Popen(  # type: ignore[call-overload] # streams are Popen's own
-        command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=die_with_parent, **streams
+        command,
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, nothing that can lock
+        **streams,
     )
     try:
         yield process

@@ -52,11 +52,11 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class RuleVerdict:
-    """Whether a rule matched, and its verdict on each series."""
+    """Whether a rule matched, and its verdict on each series and, where they differ, its images."""
 
     rule: str
     matched: bool
-    verdicts: tuple[tuple[str, Verdict], ...]  # candidate UID, verdict
+    verdicts: tuple[tuple[str, Verdict], ...]  # candidate UID (or "3 images of" it), verdict
     note: str = ""
 
 
@@ -142,10 +142,28 @@ def _names(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 
 def judge_rule(rule: Rule, instances: Sequence[InstanceFacts]) -> RuleVerdict:
-    """Judge a rule on each series of a study, for ``why`` and ``routes test``."""
-    verdicts = tuple((c.uid, rule.when.judge(c)) for c in candidates(instances, _SERIES))
+    """Judge a rule on each series of a study, for ``why`` and ``routes test``.
+
+    Where it holds for some images of a series, and not for all and the series itself, the images'
+    verdicts follow the series': models that take images are offered each by itself.
+    """
+    verdicts: list[tuple[str, Verdict]] = []
+    for series in candidates(instances, _SERIES):
+        whole = rule.when.judge(series)
+        verdicts.append((series.uid, whole))
+        images: dict[Verdict, list[str]] = {}
+        for image in series.instances:
+            verdict = rule.when.judge(Candidate(image.sop_instance_uid, (image,)))
+            images.setdefault(verdict, []).append(image.sop_instance_uid)
+        held = {verdict.holds for verdict in images}
+        if True in held and not (held == {True} and whole.holds):
+            # Thousands of images share a few verdicts: each is kept once.
+            verdicts += [
+                (uids[0] if len(uids) == 1 else f"{len(uids)} images of {series.uid}", verdict)
+                for verdict, uids in images.items()
+            ]
     matched = rule.enabled and any(verdict.holds for _, verdict in verdicts)
-    return RuleVerdict(rule.name, matched, verdicts, "" if rule.enabled else "switched off")
+    return RuleVerdict(rule.name, matched, tuple(verdicts), "" if rule.enabled else "switched off")
 
 
 def expected_missing(rule: Rule, instances: Sequence[InstanceFacts]) -> int | None:

@@ -260,8 +260,9 @@ def _summary(study: Study, told: Mapping[str, Any], roles: set[str]) -> list[str
     waiting = [row for row in told["quarantine"] if row["resolution"] is None]
     if waiting:
         sentences.append(
-            f"{len(waiting)} instances came again with other content and lie in quarantine: "
-            "`dicom-node instances list`."
+            "Came again with other content and waits in quarantine for a decision: "
+            f"{', '.join(row['sop_instance_uid'] for row in waiting[:3])}"
+            f"{' and more' * (len(waiting) > 3)}; `dicom-node instances list`."
         )
     jobs = [job for revision in told["revisions"] for job in revision["jobs"]]
     sentences += [

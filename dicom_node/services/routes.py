@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,22 @@ from sqlalchemy import select
 
 from dicom_node.domain.loops import why_ignored
 from dicom_node.domain.routing import Rule, plan
-from dicom_node.domain.study import InstanceFacts, by_series
+from dicom_node.domain.study import InstanceFacts, Patient, by_series, conflicting_patients
 from dicom_node.errors import NotFound
 from dicom_node.services.context import Node
-from dicom_node.services.headers import facts_of
+from dicom_node.services.headers import facts_of, patient_of
 from dicom_node.services.registry import model_version, rules_in_force
 from dicom_node.services.studies import find
 from dicom_node.store.tables import Model, RuleSet
+
+
+@dataclass(frozen=True)
+class _Instance:
+    """An instance of a trial; ``ignored`` says why it would not count, empty when it would."""
+
+    facts: InstanceFacts
+    patient: Patient
+    ignored: str
 
 
 def list_rules(node: Node) -> list[dict[str, Any]]:
@@ -61,8 +70,8 @@ def try_rules(
         called: AE title that files count as sent to.
 
     Returns:
-        For each study: ``series``, ``passed_over``, ``rules``, ``choices`` (as in a revision's
-        decisions) and ``jobs``.
+        For each study: ``held`` (it names two patients), ``series``, ``passed_over``, ``rules``
+        and ``choices`` (as in a revision's decisions), ``jobs``.
 
     Raises:
         NotFound: no such study, or no DICOM file there.
@@ -74,11 +83,13 @@ def try_rules(
         models = [model_version(row) for row in session.scalars(select(Model))]
     told = []
     for uid, every in studies.items():
-        counting = [facts for facts, ignored in every if not ignored]
+        counting = [instance.facts for instance in every if not instance.ignored]
+        patients = [instance.patient for instance in every if not instance.ignored]
         decided = plan(counting, in_force, models)
         told.append(
             {
                 "study": uid,
+                "held": conflicting_patients(patients),
                 "series": [
                     {
                         "series": series,
@@ -89,9 +100,9 @@ def try_rules(
                     for series, members in by_series(counting).items()
                 ],
                 "passed_over": [
-                    {"sop_instance_uid": facts.sop_instance_uid, "why": ignored}
-                    for facts, ignored in every
-                    if ignored
+                    {"sop_instance_uid": one.facts.sop_instance_uid, "why": one.ignored}
+                    for one in every
+                    if one.ignored
                 ],
                 "rules": [asdict(rule) for rule in decided.rules],
                 "choices": [asdict(choice) for choice in decided.choices],
@@ -112,32 +123,33 @@ def try_rules(
     return told
 
 
-Facts = tuple[InstanceFacts, str]
-"""With why the instance is passed over; empty when it counts."""
-
-
-def _stored(node: Node, uid: str) -> dict[str, list[Facts]]:
+def _stored(node: Node, uid: str) -> dict[str, list[_Instance]]:
     from dicom_node.services.complete import facts_from  # here, since it brings the network along
 
     with node.database.reading() as session:
-        study = find(session, uid)
         return {
             uid: [
-                (facts_from(i), "" if i.counts else i.note or "passed over")
-                for i in study.instances
+                _Instance(
+                    facts_from(row),
+                    Patient(row.patient_id, row.patient_issuer),
+                    "" if row.counts else row.note or "passed over",
+                )
+                for row in find(session, uid).instances
             ]
         }
 
 
-def _of_files(path: Path, calling: str, called: str) -> dict[str, list[Facts]]:
-    studies: defaultdict[str, list[Facts]] = defaultdict(list)
+def _of_files(path: Path, calling: str, called: str) -> dict[str, list[_Instance]]:
+    studies: defaultdict[str, dict[str, _Instance]] = defaultdict(dict)
     for header in _headers(path):
         facts = facts_of(header, "", calling, called)
         ignored = why_ignored(facts.sop_class, facts.modality, is_own_result=False)
-        studies[str(header.get("StudyInstanceUID", ""))].append((facts, ignored))
+        one = _Instance(facts, patient_of(header), ignored)
+        study = str(header.get("StudyInstanceUID", ""))
+        studies[study].setdefault(facts.sop_instance_uid, one)  # a copy changes nothing
     if not studies:
         raise NotFound("DICOM file", str(path))
-    return dict(studies)
+    return {uid: list(instances.values()) for uid, instances in studies.items()}
 
 
 def _headers(path: Path) -> Iterator[Dataset]:

@@ -6,6 +6,8 @@ a message holds is the name of a queue.
 
 from __future__ import annotations
 
+import warnings
+
 from celery import Celery
 
 from dicom_node.services.dispatch import make_app
@@ -19,10 +21,13 @@ def make_worker_app(settings: Settings) -> Celery:
         include=["dicom_node.worker.tasks"],  # a spawned child imports by this, not by -A
         worker_pool="prefork",
         worker_concurrency=1,
+        worker_redirect_stdouts=False,  # our log lines go to stderr as they are
         task_time_limit=settings.worker.job_deadline,  # a hung job's process is killed
         worker_proc_alive_timeout=60,  # torch may take its time to load
     )
     return app
 
 
+# Root is discouraged in production (deploy/ runs as a user of its own), and works.
+warnings.filterwarnings("ignore", "You're running the worker with superuser privileges")
 app = make_worker_app(load())  # the one module that acts at import: `celery -A` asks for it

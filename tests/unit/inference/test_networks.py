@@ -8,7 +8,7 @@ from torchvision.models import get_model
 
 from inference.errors import BundleError
 from inference.manifest import Architecture
-from inference.networks import TESTED, Pyramid, build
+from inference.networks import TESTED, Pyramid, build, fused
 
 
 @pytest.mark.parametrize("backbone", TESTED)
@@ -61,3 +61,19 @@ def test_one_channel_gives_what_three_equal_channels_gave():
 def test_a_backbone_that_is_none_or_no_pyramid_is_refused(name):
     with pytest.raises(BundleError, match=name):
         build(Architecture(name="unet", backbone=name, classes=1))
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18"])
+def test_folding_the_normalisation_changes_nothing_but_rounding(backbone):
+    torch.manual_seed(3)
+    network = build(Architecture(name="unet", backbone=backbone, classes=2))
+    x = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        for _ in range(3):
+            network(x)  # so that the running statistics are not the identity
+        expected = network.eval()(x)
+        before = sum(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+        found = fused(network)(x)
+    after = sum(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert after < before

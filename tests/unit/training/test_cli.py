@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import torch
@@ -50,3 +52,12 @@ def test_train_cross_validate_and_export_make_a_bundle(tmp_path, monkeypatch):
 def test_a_recipe_that_is_not_there_is_told(tmp_path):
     result = CliRunner().invoke(app, ["train", "none.toml", "--data", str(tmp_path), "--out", "o"])
     assert result.exit_code == 2
+
+
+def test_asking_for_help_loads_no_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from training.cli import app;"
+        "assert CliRunner().invoke(app, ['train', '--help']).exit_code == 0;"
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
