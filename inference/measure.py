@@ -20,7 +20,7 @@ PIXELS = Code("{pixels}", "UCUM", "pixels")
 NO_SPACING = "The image gives no pixel spacing: areas are counts of pixels."
 AT_DETECTOR = "Areas are measured at the detector's plane and not corrected for magnification."
 NO_SLICE_THICKNESS = "One slice has no measurable thickness: its area is given, no volume."
-NO_VOLUME_SPACING = "The series gives no pixel spacing: no volume is given, areas count pixels."
+NO_VOLUME_SPACING = "The series gives no pixel spacing: no volume is given."
 
 
 def measure(mask: NDArray[np.bool_], stack: ImageStack) -> tuple[Measurement, ...]:
@@ -31,15 +31,17 @@ def measure(mask: NDArray[np.bool_], stack: ImageStack) -> tuple[Measurement, ..
         stack: gives spacing, positions.
 
     Returns:
-        One volume in millilitres where frames have positions and spacing and there are at least
-        two; otherwise one area per frame, in mm2, or in pixels without spacing. Nothing is
-        measured on an empty mask.
+        One volume in millilitres for slices with positions, or nothing where they give no
+        spacing; otherwise (projections, a single slice) one area per frame, in mm2, or in pixels
+        without spacing. ``frame`` counts from 0. Nothing is measured on an empty mask.
     """
     counts = mask.reshape(len(mask), -1).sum(1)
     if not counts.any():
         return ()
     depth = thicknesses(stack)
-    if depth is not None and stack.spacing is not None:
+    if depth is not None:
+        if stack.spacing is None:
+            return ()
         cubic_millimetres = float((counts * depth).sum() * stack.spacing[0] * stack.spacing[1])
         return (Measurement(VOLUME, cubic_millimetres / 1000, MILLILITRE),)
     pixel, unit = 1.0, PIXELS
@@ -71,5 +73,5 @@ def notes(stack: ImageStack) -> tuple[str, ...]:
     if stack.positions is None:
         return (AT_DETECTOR,) if stack.spacing is not None else (NO_SPACING,)
     if stack.spacing is None:
-        return (NO_VOLUME_SPACING,)
+        return (NO_VOLUME_SPACING,) if len(stack.positions) > 1 else (NO_SPACING,)
     return (NO_SLICE_THICKNESS,) if len(stack.positions) < 2 else ()

@@ -25,7 +25,7 @@ def demo(
         Path | None, typer.Option(help="a folder of DICOM files of your own", exists=True)
     ] = None,
     output: Annotated[Path, typer.Option(help="where everything goes")] = Path("demo-output"),
-    seed: Annotated[int, typer.Option(help="draws the generated patients")] = 7,
+    seed: Annotated[int, typer.Option(help="draws the generated patients")] = 3,
     right_lung: Annotated[
         float, typer.Option(help="size of the drawn right lung", min=0.5, max=1.1)
     ] = 1.0,
@@ -71,16 +71,20 @@ def _tell(outcome: Outcome, output: Path, number: int, quiet: bool) -> dict[str,
     from pydicom import dcmread
 
     from dicom_node.demo.pictures import draw
-    from dicom_node.demo.report import sentences
+    from dicom_node.demo.report import findings, remarks
 
     header = dcmread(outcome.sources[0], stop_before_pixels=True)
     title = f"{header.get('Modality', '')} study, {len(outcome.sources)} instances"
-    found = [line for path in outcome.reports for line in sentences(dcmread(path))]
+    reports = [dcmread(path) for path in outcome.reports]
+    tracked = {uid: finding for report in reports for uid, finding in findings(report).items()}
+    found = [finding.sentence for finding in tracked.values()]
+    found += dict.fromkeys(line for report in reports for line in remarks(report))
+    measures = {uid: finding.measures for uid, finding in tracked.items()}
     pictures = []
     for count, path in enumerate(outcome.segmentations, 1):
         picture = output / f"{number}-{header.get('Modality', 'XX')}-{count}.png"
         series = str(dcmread(path, stop_before_pixels=True).SeriesDescription)
-        picture.write_bytes(draw(path, outcome.sources, series))
+        picture.write_bytes(draw(path, outcome.sources, series, measures))
         pictures.append(picture)
     if not quiet:
         console.print(f"\n[bold]{title}[/]", highlight=False)

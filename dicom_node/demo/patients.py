@@ -38,7 +38,7 @@ class Drawing:
         size: rows and columns of the CT.
     """
 
-    seed: int = 7
+    seed: int = 3
     lungs: tuple[float, float] = (1.0, 1.0)
     air: float = 1.0
     slices: int = 48

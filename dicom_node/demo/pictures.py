@@ -5,7 +5,7 @@ Reads only what the PACS received and what the modality sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import highdicom as hd
@@ -19,13 +19,16 @@ from inference.reading import read_files
 CT_WINDOW = (-1000.0, 400.0)  # lung to bone, in Hounsfield units
 
 
-def draw(segmentation: Path, sources: Sequence[Path], title: str) -> bytes:
+def draw(
+    segmentation: Path, sources: Sequence[Path], title: str, measures: Mapping[str, str]
+) -> bytes:
     """A PNG of the frame on which most is segmented.
 
     Args:
         segmentation: a SEG file.
         sources: the files that it may refer to; others of the study are passed over.
         title: stands above the legend.
+        measures: by Tracking Unique Identifier, what the report says of a segment.
     """
     seg = hd.seg.segread(segmentation)
     masks = _masks(seg)
@@ -36,7 +39,7 @@ def draw(segmentation: Path, sources: Sequence[Path], title: str) -> bytes:
     low, high = CT_WINDOW if stack.unit == "[hnsf'U]" else tuple(np.percentile(pixels, (0.5, 99.5)))
     grey = (np.clip((pixels - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
     layers = [
-        (masks[uid].get(number, np.zeros(grey.shape, bool)), _colour(item), str(item.SegmentLabel))
+        (masks[uid].get(number, np.zeros(grey.shape, bool)), _colour(item), _legend(item, measures))
         for number, item in enumerate(seg.SegmentSequence, 1)
     ]
     return overlay_png(grey, layers, title)
@@ -64,3 +67,8 @@ def _colour(item: Dataset) -> tuple[int, int, int]:
     lab = hd.color.CIELabColor.from_dicom_value(item.RecommendedDisplayCIELabValue)
     red, green, blue = lab.to_rgb()
     return red, green, blue
+
+
+def _legend(item: Dataset, measures: Mapping[str, str]) -> str:
+    told = measures.get(str(item.get("TrackingUID", "")), "")
+    return f"{item.SegmentLabel}: {told}" if told else str(item.SegmentLabel)

@@ -104,7 +104,7 @@ def status(node: Node) -> dict[str, Any]:
 
         def counted(column: Any) -> dict[str, int]:
             query = select(column, func.count()).group_by(column).order_by(column)
-            return dict(session.execute(query).tuples().all())
+            return {row[0]: row[1] for row in session.execute(query)}
 
         waiting = select(func.min(Job.created_at)).where(Job.state == JobState.READY)
         unsent = select(func.min(Delivery.created_at)).where(

@@ -44,15 +44,12 @@ def list_studies(node: Node, state: str | None = None, limit: int = 50) -> list[
             .order_by(modality)
         ):
             modalities[study][name or "?"] = count
-        revisions = dict(
-            session.execute(
-                select(Revision.study_id, func.max(Revision.number))
-                .where(Revision.study_id.in_(ids))
-                .group_by(Revision.study_id)
-            )
-            .tuples()
-            .all()
+        numbers = session.execute(
+            select(Revision.study_id, func.max(Revision.number))
+            .where(Revision.study_id.in_(ids))
+            .group_by(Revision.study_id)
         )
+        revisions = {row[0]: row[1] for row in numbers}
         jobs: defaultdict[int, Counter[str]] = defaultdict(Counter)
         for study, job_state, count in session.execute(
             select(Revision.study_id, Job.state, func.count())

@@ -1,8 +1,9 @@
 """Owns durable files: bytes on disk before anyone is told so; refuses to know what they hold.
 
 A file is written under a temporary name, fsynced, renamed, and its directory fsynced: a crash at
-any step leaves nothing, or the whole file. Names are drawn here (two-level fan-out) and never come
-from the network. Temporary names begin with their owner, so that a sweep can tell the dead's.
+any step leaves nothing, or the whole file. Names are drawn here and never come from the network;
+they fan out over 256 directories, made beforehand, so that a file costs two fsyncs. Temporary
+names begin with their owner, so that a sweep can tell the dead's.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Folder:
         self._temporary = root / "incoming"
         try:
             self._temporary.mkdir(parents=True, exist_ok=True)
+            self._fan_out()
         except OSError as error:
             raise Unavailable(f"folder {root}: {error.strerror}") from error
 
@@ -59,7 +61,7 @@ class Folder:
         if self.reserve and shutil.disk_usage(self.root).free < self.reserve:
             raise OutOfSpace(f"less than {self.reserve >> 20} MiB free in {self.root}")
         unique = uuid4().hex
-        name = f"{unique[:2]}/{unique[2:4]}/{unique}{suffix}"
+        name = f"{unique[:2]}/{unique}{suffix}"
         temporary, final = self._temporary / f"{self.owner}.{unique}", self.root / name
         digest, size = sha256(), len(head)
         try:
@@ -71,7 +73,6 @@ class Folder:
                     file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
-            self._make_directories(final.parent)
             temporary.rename(final)
             _sync_directory(final.parent)
         except OSError as error:
@@ -118,19 +119,16 @@ class Folder:
 
     def names(self) -> Iterator[str]:
         """Every stored file's name."""
-        for path in self.root.glob("??/??/*"):
+        for path in self.root.glob("??/*"):
             yield str(path.relative_to(self.root))
 
-    def _make_directories(self, directory: Path) -> None:
-        """Make the fan-out durable too: a rename into a directory that vanishes is lost."""
-        if directory.is_dir():
+    def _fan_out(self) -> None:
+        """Directories must be durable before a file is renamed into them: it would vanish too."""
+        if (self.root / "ff").is_dir():
             return
-        parent = directory.parent
-        made_parent = not parent.is_dir()
-        directory.mkdir(parents=True, exist_ok=True)
-        _sync_directory(parent)
-        if made_parent:
-            _sync_directory(self.root)
+        for number in range(256):
+            (self.root / f"{number:02x}").mkdir(exist_ok=True)
+        _sync_directory(self.root)
 
 
 def _sync_directory(directory: Path) -> None:

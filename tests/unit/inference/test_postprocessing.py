@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from inference.manifest import Manifest, Preprocessing
-from inference.measure import AT_DETECTOR, NO_SPACING, measure, notes, thicknesses
+from inference.measure import (
+    AT_DETECTOR,
+    NO_SPACING,
+    NO_VOLUME_SPACING,
+    measure,
+    notes,
+    thicknesses,
+)
 from inference.postprocessing import largest_components, segments
 from inference.preprocessing import geometry
 from tests.bundles import tiny_manifest
@@ -177,3 +184,9 @@ def test_softmax_classes_above_half_never_overlap():
     one, other = segments(p, stack, geometry(stack, SPEC), Manifest.model_validate(keys))
     assert (one.mask & other.mask).mean() < 0.001  # exactly one half twice is possible
     assert (one.mask | other.mask).all()
+
+
+def test_slices_without_spacing_give_no_numbers_and_the_reason():
+    stack = ct(np.zeros((3, 8, 8)), spacing=None)
+    assert measure(np.ones((3, 8, 8), bool), stack) == ()
+    assert notes(stack) == (NO_VOLUME_SPACING,)

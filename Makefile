@@ -1,0 +1,50 @@
+# make demo          set up everything and run the main job (STUDY=folder takes your own DICOM files)
+# make test          set up everything and run all tests
+# make check         ruff, mypy, import-linter and the everyday tests
+# make figures       the measurements that README quotes
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint figures services clean
+
+demo: $(VENV)/.installed
+	$(BIN)/dicom-node demo $(if $(STUDY),--study "$(STUDY)")
+
+test: $(VENV)/.installed-dev services lint
+	$(BIN)/pytest
+
+check: $(VENV)/.installed-dev lint
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+figures: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.ingest
+	$(BIN)/python -m tests.benchmarks.whole_way
+
+services:
+	@sh tests/install-services.sh
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed (set PYTHON=...)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	@echo "installing dicom-node with its dependencies; torch is large, this takes a minute or two"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
+	@echo "installing dicom-node with what its tests need; torch is large, this takes a minute or two"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf build dist *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
