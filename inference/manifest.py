@@ -48,8 +48,9 @@ class Architecture(_Strict):
 class SeriesSelection(_Strict):
     """Which series or images of a study the model wants, and which of several it prefers.
 
-    Empty lists ask nothing. Patterns are case-insensitive regular expressions. Localisers and
-    derived images are left out unless ``allow_derived`` says otherwise.
+    Empty lists ask nothing. ``body_part``, ``kernel`` and ``description_excludes`` are
+    case-insensitive regular expressions; an image that tells no body part or view passes.
+    Localisers and derived images are left out unless ``allow_derived`` says otherwise.
     """
 
     unit: Literal["image", "series"] = Field(

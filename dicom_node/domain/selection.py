@@ -19,7 +19,10 @@ _PLANES = ("sagittal", "coronal", "axial")  # by the axis of the normal: x, y, z
 
 @dataclass(frozen=True)
 class Criteria:
-    """A model's wishes; empty asks nothing. Lengths in mm, patterns are regular expressions."""
+    """A model's wishes; empty asks nothing.
+
+    Lengths in mm. Body part, kernel and description are case-insensitive regular expressions.
+    """
 
     unit: Literal["image", "series"]
     modality: tuple[str, ...]
@@ -133,13 +136,12 @@ def _fault(candidate: Candidate, criteria: Criteria) -> str | None:
     if fault := _excluded(first, criteria):
         return fault
     # Modalities leave these out so often that an absent value cannot count against an image.
-    told: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-        ("body part", first.body_part, criteria.body_part),
-        ("view position", first.view, criteria.view_position),
-    )
-    for name, value, wanted in told:
-        if value and wanted and value.upper() not in {word.upper() for word in wanted}:
-            return f"{name} {value}"
+    part, view = first.body_part, first.view
+    if part and criteria.body_part and not any(_found(p, part) for p in criteria.body_part):
+        return f"body part {part}"
+    views = {word.upper() for word in criteria.view_position}
+    if view and views and view.upper() not in views:
+        return f"view position {view}"
     if criteria.orientation != "any" and plane(first.orientation) != criteria.orientation:
         return f"orientation {plane(first.orientation) or 'not told'}"
     return _number_fault(candidate, criteria) or _text_fault(first, criteria)
