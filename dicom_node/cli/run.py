@@ -74,18 +74,12 @@ def worker(
     ] = "any,deliver",
 ) -> None:
     """Run models, or deliveries, as nudges come."""
-    chosen = settings()
-    _open(chosen, "worker")  # refuse a database of another revision before Celery starts
-    # Celery's own command: its parent must stay free of torch, its child is spawned.
-    os.execv(  # noqa: S606 - no shell; arguments are ours
-        sys.executable,
-        [
-            *(sys.executable, "-m", "celery", "--quiet", "-A", "dicom_node.worker.app", "worker"),
-            *("--pool", "prefork", "--pool-start-method", "spawn", "--concurrency", "1"),
-            *("--queues", queues, "--hostname", f"{queues.replace(',', '-')}-{os.getpid()}@%h"),
-            *("--without-gossip", "--without-mingle", "--loglevel", "ERROR"),
-        ],
-    )
+    from dicom_node.worker.app import app
+
+    _open(settings(), "worker")  # refuse a database of another revision before Celery starts
+    name = f"{queues.replace(',', '-')}-{os.getpid()}@%h"
+    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "ERROR"]
+    app.worker_main(["--quiet", "worker", "--queues", queues, "--hostname", name, *quiet])
 
 
 def scheduler() -> None:

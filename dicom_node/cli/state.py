@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from dicom_node import telemetry
 from dicom_node.services.context import Node
-from dicom_node.settings import Settings, load
+from dicom_node.settings import LogSettings, Settings, load
 from dicom_node.store.migrate import require_head
 
 _chosen: dict[str, Path | None] = {"config": None}
@@ -34,6 +35,8 @@ def node() -> Node:
     Raises:
         Unavailable: the database is away, or needs ``db upgrade``.
     """
+    # What services log would stand between the lines of our output, or in the middle of JSON.
+    telemetry.configure(LogSettings(level="error", json_lines=False), "cli")
     opened = Node.open(settings(), "cli")
     require_head(opened.database)
     return opened

@@ -130,8 +130,7 @@ def _fill(node: Node, pacs_port: int) -> None:
     registry.add_destination(
         node, "demo-pacs", "dimse", {"ae_title": PACS, "host": "127.0.0.1", "port": pacs_port}
     )
-    for bundle in sorted(models.SHIPPED.iterdir()):
-        added = models.add_model(node, bundle)
+    for added in models.add_models(node, sorted(models.SHIPPED.iterdir())):
         models.set_state(node, f"{added['name']}@{added['version']}", ModelState.ACTIVE)
     registry.apply_rules(node, registry.read_rules(Path(__file__).with_name("demo.toml")))
 

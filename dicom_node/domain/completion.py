@@ -5,7 +5,7 @@ Refuses to know where the evidence is kept. Every answer carries its reason, for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -70,21 +70,27 @@ class Judgement:
 
 
 def judge(evidence: Evidence, now: datetime) -> Judgement:
-    """Weigh, in this order: cap, open associations, told counts, whole images, quiet."""
+    """Weigh, in this order: open associations, told counts, whole images, quiet; then the cap.
+
+    A study that is complete by its evidence is not called incomplete for being looked at late.
+    """
     capped_at = evidence.first_at + evidence.hard_cap
-    missing = [e for e in evidence.expectations if e.missing]
-    told = "; ".join(f"{e.source} told {e.count}, {e.missing} missing" for e in missing)
+    judgement = _weigh(evidence, now)
+    if judgement.answer is not Answer.WAIT:
+        return judgement
     if now >= capped_at:
-        still = told or (
-            f"{evidence.sending} associations still sending" if evidence.sending else "never quiet"
-        )
-        cap = f"{evidence.hard_cap.total_seconds():g} s"
-        return Judgement(Answer.INCOMPLETE, f"hard cap of {cap} after the first instance: {still}")
+        cap = f"hard cap of {evidence.hard_cap.total_seconds():g} s after the first instance"
+        return Judgement(Answer.INCOMPLETE, f"{cap}: {judgement.reason}")
+    return replace(judgement, again_at=min(judgement.again_at or capped_at, capped_at))
+
+
+def _weigh(evidence: Evidence, now: datetime) -> Judgement:
     if evidence.sending:
-        reason = f"{evidence.sending} associations still sending it"
-        return Judgement(Answer.WAIT, reason, capped_at)
+        return Judgement(Answer.WAIT, f"{evidence.sending} associations still sending it")
+    missing = [e for e in evidence.expectations if e.missing]
     if missing:
-        return Judgement(Answer.WAIT, told, capped_at)
+        told = "; ".join(f"{e.source} told {e.count}, {e.missing} missing" for e in missing)
+        return Judgement(Answer.WAIT, told)
     if evidence.expectations:
         met = "; ".join(f"{e.source} told {e.count}, all held" for e in evidence.expectations)
         return Judgement(Answer.COMPLETE, met)
@@ -96,4 +102,4 @@ def judge(evidence: Evidence, now: datetime) -> Judgement:
         reason = f"quiet for {seconds} ({evidence.quiet_rule}), no association still sending it"
         return Judgement(Answer.COMPLETE, reason)
     reason = f"not yet quiet for {seconds} ({evidence.quiet_rule})"
-    return Judgement(Answer.WAIT, reason, min(quiet_from + evidence.quiet, capped_at))
+    return Judgement(Answer.WAIT, reason, quiet_from + evidence.quiet)

@@ -13,13 +13,11 @@ from typing import Any
 from dicom_node.domain.conditions import Condition, Verdict, parse
 from dicom_node.domain.job import Input, Priority, inputs_digest
 from dicom_node.domain.model import ModelState, ModelVersion
-from dicom_node.domain.selection import Criteria, candidates, choose
-from dicom_node.domain.study import Candidate, InstanceFacts
+from dicom_node.domain.selection import candidates, choose
+from dicom_node.domain.study import Candidate, InstanceFacts, by_series
 from dicom_node.errors import ConfigurationError
 
 _KEYS = {"name", "when", "models", "destinations", "priority", "expect_instances", "enabled"}
-# What rules are explained against when no model says how to cut the study into candidates.
-_SERIES = Criteria(unit="series", modality=(), image_type_excludes=(), allow_derived=True)
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,9 @@ def parse_rules(document: Mapping[str, Any]) -> tuple[Rule, ...]:
     return rules
 
 
-def _rule(table: Mapping[str, Any], number: int) -> Rule:
+def _rule(table: Any, number: int) -> Rule:
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"rule {number}: a table is needed, not {table!r}")
     name = table.get("name")
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"rule {number}: name: text is needed")
@@ -117,7 +117,7 @@ def _rule(table: Mapping[str, Any], number: int) -> Rule:
     if not isinstance(priority, str) or priority.upper() not in Priority.__members__:
         raise ConfigurationError(f"{where}: priority: stat or routine, not {priority!r}")
     expected = table.get("expect_instances")
-    if expected is not None and (not isinstance(expected, int) or expected < 1):
+    if expected is not None and (type(expected) is not int or expected < 1):  # True is no count
         raise ConfigurationError(f"{where}: expect_instances: a count of at least 1 is needed")
     enabled = table.get("enabled", True)
     if not isinstance(enabled, bool):
@@ -148,7 +148,7 @@ def judge_rule(rule: Rule, instances: Sequence[InstanceFacts]) -> RuleVerdict:
     verdicts follow the series': models that take images are offered each by itself.
     """
     verdicts: list[tuple[str, Verdict]] = []
-    for series in candidates(instances, _SERIES):
+    for series in _series(instances):
         whole = rule.when.judge(series)
         verdicts.append((series.uid, whole))
         images: dict[Verdict, list[str]] = {}
@@ -170,10 +170,14 @@ def expected_missing(rule: Rule, instances: Sequence[InstanceFacts]) -> int | No
     """How many instances a rule that states a count still waits for; None where it says nothing."""
     if rule.expect_instances is None or not rule.enabled:
         return None
-    matching = sum(
-        len(c.instances) for c in candidates(instances, _SERIES) if rule.when.judge(c).holds
-    )
+    matching = sum(len(s.instances) for s in _series(instances) if rule.when.judge(s).holds)
     return max(rule.expect_instances - matching, 0) if matching else None
+
+
+def _series(instances: Iterable[InstanceFacts]) -> list[Candidate]:
+    """Whole series, whatever the sizes of their images: no model has cut them into stacks yet."""
+    images = by_series(instance for instance in instances if instance.is_image)
+    return [Candidate(uid, tuple(members)) for uid, members in images.items()]
 
 
 def plan(

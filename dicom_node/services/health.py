@@ -259,7 +259,7 @@ def _models(node: Node, deep: bool) -> Iterator[Check]:
                 raise BundleError("another bundle lies in its folder")
             how = "files whole"
             if deep:
-                checked = verify(folder)
+                (checked,) = verify([folder])
                 how = f"golden example differs by {checked['golden_difference']:.1e}"
         except BundleError as error:
             remedy = "`dicom-node models add` its bundle again"

@@ -10,9 +10,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import uuid4
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -35,52 +36,69 @@ def bundle_folder(node: Node, digest: str) -> Path:
 
 
 def add_model(node: Node, path: Path) -> dict[str, Any]:
-    """Verify a bundle, keep a copy, and enter it as staged.
+    """Verify a bundle, keep a copy, and enter it as staged; see `add_models`."""
+    return add_models(node, [path])[0]
+
+
+def add_models(node: Node, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Verify bundles, keep copies, and enter them as staged.
 
     Args:
-        path: its folder or zip.
+        paths: their folders or zips; one child process checks them all.
 
     Returns:
-        Name, version, digest, and the largest difference from the golden example.
+        For each its name, version, digest, and largest difference from the golden example.
 
     Raises:
-        ConfigurationError: the bundle is refused, with the reason.
+        ConfigurationError: a bundle is refused, with the reason; then none is added.
     """
-    waiting = bundle_folder(node, f"adding-{uuid4().hex}")
-    waiting.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if path.is_dir():
-            open_bundle(path)  # refuse before copying
-            shutil.copytree(path, waiting)
-            bundle = open_bundle(waiting)
-        else:
-            bundle = open_bundle(path, unpack_to=waiting)
-        checked = verify(bundle.path)
-        folder = bundle_folder(node, bundle.digest)
-        if not folder.exists():
-            bundle.path.rename(folder)
-        _enter(node, bundle)
-    except BundleError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
-    finally:
-        shutil.rmtree(waiting, ignore_errors=True)
-    manifest = bundle.manifest
-    return {"name": manifest.name, "version": manifest.version, "digest": bundle.digest, **checked}
+    parent = bundle_folder(node, "")
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=parent, prefix="adding-") as waiting:
+        bundles = [_copy(path, Path(waiting) / str(n)) for n, path in enumerate(paths)]
+        try:
+            checks = verify([bundle.path for bundle in bundles])
+        except BundleError as error:
+            raise ConfigurationError(str(error)) from error
+        for bundle in bundles:
+            if not (folder := bundle_folder(node, bundle.digest)).exists():
+                bundle.path.rename(folder)
+            _enter(node, bundle)
+    return [
+        {
+            "name": bundle.manifest.name,
+            "version": bundle.manifest.version,
+            "digest": bundle.digest,
+            **check,
+        }
+        for bundle, check in zip(bundles, checks, strict=True)
+    ]
 
 
-def verify(path: Path, device: str = "cpu") -> dict[str, Any]:
-    """Load a bundle and run its golden example in a child process, so that we load no torch.
+def verify(paths: Sequence[Path], device: str = "cpu") -> list[dict[str, Any]]:
+    """Load bundles and run their golden examples in a child process, so that we load no torch.
 
     Raises:
-        BundleError: it cannot be loaded, or computes something else than it says.
+        BundleError: one cannot be loaded, or computes something else than it says.
     """
-    command = [sys.executable, "-m", "dicom_node.worker.verify", str(path), device]
+    command = [sys.executable, "-m", "dicom_node.worker.verify", device, *map(str, paths)]
     child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines()
         raise BundleError(lines[-1] if lines else f"the check ended with {child.returncode}")
-    checked: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
-    return checked
+    return [json.loads(line) for line in child.stdout.splitlines()[-len(paths) :]]
+
+
+def _copy(path: Path, waiting: Path) -> Bundle:
+    """A private copy, opened: what is verified is what is kept."""
+    try:
+        if path.is_dir():
+            open_bundle(path)  # refuse before copying
+            shutil.copytree(path, waiting)
+            return open_bundle(waiting)
+        return open_bundle(path, unpack_to=waiting)
+    except BundleError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
 
 
 def set_state(node: Node, name: str, state: ModelState) -> None:

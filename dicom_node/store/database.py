@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -58,7 +58,11 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         if url.startswith("sqlite:///"):
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(url.removeprefix("sqlite:///")).parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Unavailable(f"folder {folder}: {error.strerror}") from error
         self.engine = connect(url)
         self._write = sessionmaker(self.engine, expire_on_commit=False)
         self._read = sessionmaker(
@@ -104,6 +108,10 @@ class Database:
             yield
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise Unavailable(f"database: {_reason(error)}") from error
+        except DatabaseError as error:
+            if type(error) is DatabaseError:  # SQLite: not a database, malformed
+                raise Unavailable(f"database: {_reason(error)}") from error
+            raise
 
 
 class CommitUnknown(Unavailable):

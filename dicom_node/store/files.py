@@ -58,13 +58,13 @@ class Folder:
             OutOfSpace: the disk is full, or would fall below the reserve.
             Unavailable: any other failure of the disk; the file must not be trusted.
         """
-        if self.reserve and shutil.disk_usage(self.root).free < self.reserve:
-            raise OutOfSpace(f"less than {self.reserve >> 20} MiB free in {self.root}")
         unique = uuid4().hex
         name = f"{unique[:2]}/{unique}{suffix}"
         temporary, final = self._temporary / f"{self.owner}.{unique}", self.root / name
         digest, size = sha256(), len(head)
         try:
+            if self.reserve and shutil.disk_usage(self.root).free < self.reserve:
+                raise OutOfSpace(f"less than {self.reserve >> 20} MiB free in {self.root}")
             with temporary.open("xb") as file:
                 file.write(head)
                 for piece in (body,) if isinstance(body, bytes) else body:
@@ -75,11 +75,13 @@ class Folder:
                 os.fsync(file.fileno())
             temporary.rename(final)
             _sync_directory(final.parent)
-        except OSError as error:
+        except BaseException as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             with suppress(OSError):
                 final.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             if error.errno in _FULL:
                 raise OutOfSpace(f"{self.root}: {error.strerror}") from error
             raise Unavailable(f"{self.root}: {error.strerror}") from error
@@ -124,11 +126,12 @@ class Folder:
 
     def _fan_out(self) -> None:
         """Directories must be durable before a file is renamed into them: it would vanish too."""
-        if (self.root / "ff").is_dir():
-            return
-        for number in range(256):
-            (self.root / f"{number:02x}").mkdir(exist_ok=True)
+        if not (self.root / "ff").is_dir():
+            for number in range(256):
+                (self.root / f"{number:02x}").mkdir(exist_ok=True)
+        # Always: another process may have made them a moment ago and not synced them yet.
         _sync_directory(self.root)
+        _sync_directory(self.root.parent)
 
 
 def _sync_directory(directory: Path) -> None:

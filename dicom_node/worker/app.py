@@ -1,7 +1,8 @@
 """Owns the Celery application as workers run it; Celery finds it here by its name.
 
-The parent process never loads torch: it starts its one child by ``spawn``. Only nudges travel: what
-a message holds is the name of a queue.
+One process a worker, its task in its main thread (the pool "solo"): nothing forks beside torch and
+CUDA, and no semaphore of the system is needed. Only nudges travel: what a message holds is the name
+of a queue.
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ def make_worker_app(settings: Settings) -> Celery:
     """The application with its tasks."""
     app = make_app(settings)
     app.conf.update(
-        include=["dicom_node.worker.tasks"],  # a spawned child imports by this, not by -A
-        worker_pool="prefork",
-        worker_concurrency=1,
+        include=["dicom_node.worker.tasks"],
+        worker_pool="solo",
         worker_redirect_stdouts=False,  # our log lines go to stderr as they are
-        task_time_limit=settings.worker.job_deadline,  # a hung job's process is killed
-        worker_proc_alive_timeout=60,  # torch may take its time to load
     )
     return app
 

@@ -1,8 +1,10 @@
-"""Owns the two Celery tasks and what a worker's child process holds from its start to its end."""
+"""Owns the two Celery tasks and what a worker process holds from its start to its end."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import faulthandler
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -27,16 +29,18 @@ def infer(queue: str) -> None:
     """Run the most urgent ready job of a queue and up to a batch of its kind."""
     from dicom_node.services.infer import run_jobs
 
-    child = _children[0]
-    if run_jobs(child.node, child.engines, queues_of(queue)):
-        child.nudger.nudge(DELIVER, "deliver")
-        child.nudger.nudge(INFER, queue)  # there may be more; a nudge for nothing costs nothing
+    held = _held[0]
+    with _deadline(held.node.settings.worker.job_deadline):
+        ran = run_jobs(held.node, held.engines, queues_of(queue))
+    if ran:
+        held.nudger.nudge(DELIVER, "deliver")
+        held.nudger.nudge(INFER, queue)  # there may be more; a nudge for nothing costs nothing
 
 
 @shared_task(name=DELIVER)
 def deliver_due(queue: str) -> None:  # noqa: ARG001 - every nudge names its queue
     """Send what is due to its destinations."""
-    deliver(_children[0].node)
+    deliver(_held[0].node)
 
 
 def queues_of(queue: str) -> tuple[str, ...]:
@@ -44,8 +48,22 @@ def queues_of(queue: str) -> tuple[str, ...]:
     return ("gpu", "any") if queue == "gpu" else (queue,)
 
 
-class _Child:
-    """The adapters of the one child process; torch only once a model is asked for."""
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """End this process when the block takes longer; whoever supervises it starts another.
+
+    faulthandler's watchdog is a thread that needs no interpreter lock: it also ends a process that
+    hangs inside CUDA. The job is taken back when its heartbeat stands still.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class _Held:
+    """The adapters of this process; torch only once a model is asked for."""
 
     def __init__(self, settings: Settings) -> None:
         telemetry.configure(settings.log, "worker")
@@ -64,24 +82,23 @@ class _Child:
         return engines
 
 
-_children: list[_Child] = []  # one, in the child process; none in the parent
+_held: list[_Held] = []  # one, in a worker; none where the module is only imported
 
 
 @signals.worker_process_init.connect
 def _start(**_: object) -> None:
-    _children.append(_Child(load()))
+    _held.append(_Held(load()))
 
 
-@signals.worker_process_shutdown.connect
+@signals.worker_shutdown.connect
 def _end(**_: object) -> None:
-    for child in _children:
-        child.exit.close()
+    for held in _held:
+        held.exit.close()
 
 
 @signals.worker_ready.connect
 def _warm(sender: object = None, **_: object) -> None:
     """Let a new worker look for work, and so load its models, before the first study comes."""
     queues = {q.name for q in sender.task_consumer.queues}  # type: ignore[attr-defined] # Celery's Consumer
-    nudger = Nudger(load())
     for queue in sorted(queues - {"deliver"}):
-        nudger.nudge(INFER, queue)
+        _held[0].nudger.nudge(INFER, queue)

@@ -1,6 +1,7 @@
-"""Owns the check of a bundle in a process of its own: ``python -m dicom_node.worker.verify PATH``.
+"""Owns the check of bundles in a process of its own: ``python -m dicom_node.worker.verify``.
 
-Prints one line of JSON: the device, the load time, the difference from the golden example.
+Takes a device and paths; prints for each a line of JSON: the device, the load time, the difference
+from the golden example.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ from inference.errors import InferenceError
 
 
 def main() -> int:
-    """Verify the bundle named on the command line; exit code 1 with the reason on stderr."""
-    path, device = Path(sys.argv[1]), sys.argv[2]
-    try:
-        started = perf_counter()
-        engine = Engine(open_bundle(path), choose_device(device))
-        loaded = perf_counter() - started
-        difference = engine.check_golden()
-    except InferenceError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    told = {
-        "device": str(engine.device),
-        "load_seconds": round(loaded, 3),
-        "golden_difference": difference,
-    }
-    sys.stdout.write(json.dumps(told) + "\n")
+    """Verify what the command line names; exit code 1 with the reason on stderr."""
+    device, *paths = sys.argv[1:]
+    for path in map(Path, paths):
+        try:
+            bundle = open_bundle(path)
+            started = perf_counter()
+            engine = Engine(bundle, choose_device(device))
+            loaded = perf_counter() - started
+            difference = engine.check_golden()
+        except InferenceError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+        told = {
+            "device": str(engine.device),
+            "load_seconds": round(loaded, 3),
+            "golden_difference": difference,
+        }
+        sys.stdout.write(json.dumps(told) + "\n")
     return 0
 
 

@@ -1,0 +1,123 @@
+"""Fixtures that several test packages share: databases, nodes, bundles.
+
+``database_url`` and ``node`` come once on SQLite and once on PostgreSQL; ``sqlite_node`` is for
+tests to which the database does not matter. Under pytest-xdist every worker has servers of its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.servers import Postgres, postgresql
+
+if TYPE_CHECKING:
+    from dicom_node.services.context import Node
+    from inference.bundle import Bundle
+    from tests.nodes import Clock
+
+TEMPLATE = "migrated"
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A cluster with a database named ``migrated``, from which others are copied."""
+    from dicom_node.store.database import Database
+    from dicom_node.store.migrate import upgrade
+
+    with postgresql(tmp_path_factory.mktemp("postgresql")) as server:
+        server.execute(f'CREATE DATABASE "{TEMPLATE}"')
+        database = Database(server.url_of(TEMPLATE))
+        upgrade(database)
+        database.engine.dispose()  # nobody may be connected to what is copied
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database file of the right revision, to be copied."""
+    from dicom_node.store.database import Database
+    from dicom_node.store.migrate import upgrade
+
+    path = tmp_path_factory.mktemp("sqlite") / "node.sqlite"
+    database = Database(f"sqlite:///{path}")
+    upgrade(database)
+    database.engine.dispose()  # writes the log back, so that the one file is all
+    return path
+
+
+@pytest.fixture
+def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
+    """A database of the right revision, in a file."""
+    path = tmp_path / "node.sqlite"
+    shutil.copy(migrated_sqlite, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgresql_url(postgres_server: Postgres) -> Iterator[str]:
+    """A database of the right revision, on a server."""
+    url = postgres_server.new_database(TEMPLATE)
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The same database on either."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Stands still until the test moves it."""
+    from tests.nodes import Clock
+
+    return Clock()
+
+
+@pytest.fixture
+def node(database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Node]:
+    """A node on either database."""
+    yield from _node(database_url, tmp_path, clock)
+
+
+@pytest.fixture
+def sqlite_node(sqlite_url: str, tmp_path: Path, clock: Clock) -> Iterator[Node]:
+    """A node for tests to which the database does not matter."""
+    yield from _node(sqlite_url, tmp_path, clock)
+
+
+def _node(url: str, folder: Path, clock: Clock) -> Iterator[Node]:
+    from tests.nodes import make_node
+
+    made = make_node(
+        folder / "data",
+        clock,
+        storage={"folder": folder / "data", "database": url},
+        listener={"reserve_mb": 0},
+        delivery={"timeout": 2, "backoff": 10, "backoff_max": 100, "attempts": 5},
+        worker={"device": "cpu", "lease": 20},
+    )
+    yield made
+    made.database.engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A model of radiographs, called ``tiny``."""
+    from tests.bundles import make_tiny_bundle
+
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_ct_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A model of axial CT series, called ``tiny-ct``."""
+    from tests.bundles import make_tiny_bundle
+
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny-ct", "tiny-ct", 1, ct=True)
