@@ -7,6 +7,7 @@ anyone is told that it is there.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from inference.bundle import Bundle, write_bundle
 from inference.engine import Engine, Runner
+from inference.errors import BundleError
 from inference.manifest import Manifest
 from inference.networks import build
 from inference.preprocessing import normalise
@@ -102,6 +104,15 @@ def export(
             GOLDEN["output"]: save({"probability": runner.golden_output(frame.float().numpy())}),
         },
     )
+    try:
+        _check(recipe, weights, bundle, samples)
+    except (ExportRefused, BundleError):
+        shutil.rmtree(folder)  # new or empty before; what was refused must not be found
+        raise
+    return bundle
+
+
+def _check(recipe: Recipe, weights: dict[str, Tensor], bundle: Bundle, samples: Samples) -> None:
     engine = Engine(bundle)
     engine.check_golden()
     difference = disagreement(recipe, weights, engine, samples.learn)
@@ -110,7 +121,6 @@ def export(
             f"probabilities differ by {difference:.3g} between training and inference, "
             f"over {TOLERANCE:g}"
         )
-    return bundle
 
 
 def disagreement(

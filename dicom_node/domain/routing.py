@@ -198,7 +198,7 @@ def plan(
             note = f"names {', '.join(missing)}, of which no version is active"
             verdict = replace(verdict, note=note)
         verdicts.append(verdict)
-        if not rule.enabled:
+        if not verdict.matched:
             continue
         for model in (m for name in rule.models for m in _versions(name, models)):
             choice, wanted = _jobs(rule, model, instances)

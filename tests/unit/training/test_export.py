@@ -65,6 +65,7 @@ def test_a_bundle_that_does_not_do_what_training_did_is_refused(learnt, tmp_path
     monkeypatch.setattr(exporting, "normalise", lambda x, spec: real(x, spec) + 50)
     with pytest.raises(ExportRefused, match="differ"):
         exported(learnt, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_folder_in_use_is_not_overwritten(learnt, tmp_path):

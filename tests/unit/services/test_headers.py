@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import json
+import random
+import struct
+import zlib
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+
+from dicom_node.errors import IdentifierProblem, OverLimit, RefusedInstance, UnreadableDataSet
+from dicom_node.services import headers
+from dicom_node.services.headers import check_identity, facts_of, patient_of, read_header
+from tests.arrivals import encode
+from tests.dicoms import code, ct_slice, dx_image, enhanced_ct, item
+
+EXPLICIT, IMPLICIT = str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
+
+
+def facts(dataset: Dataset) -> Any:
+    return facts_of(read_header(encode(dataset), EXPLICIT), "sha", "CT1", "NODE")
+
+
+def rle(dataset: Dataset) -> Dataset:
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    return dataset
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_a_header_is_everything_before_the_pixels(syntax: str) -> None:
+    header = read_header(encode(ct_slice(), syntax), syntax)
+    assert header.Rows == 64
+    assert "PixelData" not in header
+
+
+def test_an_object_without_pixels_is_read_whole() -> None:
+    document = ct_slice(PixelData=None, Rows=None, Columns=None)
+    assert not facts(document).is_image
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize("missing", [1, 2, 100, 8192])
+def test_native_pixels_that_break_off_are_refused(syntax: str, missing: int) -> None:
+    data = encode(ct_slice(), syntax)
+    with pytest.raises(UnreadableDataSet, match=f"truncated: {missing} bytes are missing"):
+        read_header(data[:-missing], syntax)
+
+
+@pytest.mark.parametrize("missing", [1, 4, 8, 9, 100])
+def test_compressed_pixels_that_break_off_are_refused(missing: int) -> None:
+    data = encode(rle(ct_slice()))
+    read_header(data, str(RLELossless))
+    with pytest.raises(UnreadableDataSet, match="truncated"):
+        read_header(data[:-missing], str(RLELossless))
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_a_header_that_breaks_off_inside_an_element_is_refused(syntax: str) -> None:
+    """Wherever it is cut: only a cut between two elements leaves a data set."""
+    dataset = ct_slice(PixelData=None)
+    dataset.AnatomicRegionSequence = [code("51185008", "SCT", "Chest")]
+    data = encode(dataset, syntax)
+    whole = {0}
+    for element in dataset:
+        part = Dataset()
+        part.add(element)
+        whole.add(max(whole) + len(encode(part, syntax)))
+    assert max(whole) == len(data)
+    for end in range(len(data)):
+        if end in whole:
+            read_header(data[:end], syntax)
+        else:
+            with pytest.raises(UnreadableDataSet):
+                read_header(data[:end], syntax)
+
+
+def test_pixels_cut_inside_their_own_tag_are_refused() -> None:
+    data = encode(ct_slice())
+    start = data.index(b"\xe0\x7f\x10\x00OW")
+    for kept in range(1, 12):
+        with pytest.raises(UnreadableDataSet):
+            read_header(data[: start + kept], EXPLICIT)
+
+
+def test_pixels_of_unknown_vr_are_measured_too() -> None:
+    data = encode(ct_slice()).replace(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00UN")
+    read_header(data, EXPLICIT)
+    with pytest.raises(UnreadableDataSet, match="truncated: 10 bytes"):
+        read_header(data[:-10], EXPLICIT)
+
+
+@pytest.mark.parametrize(
+    "data", [b"not DICOM at all" * 50, b"\x89PNG\r\n\x1a\n" + bytes(500), b"\xff" * 1000]
+)
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_what_is_no_dicom_is_refused(data: bytes, syntax: str) -> None:
+    with pytest.raises(RefusedInstance):
+        check_identity(read_header(data, syntax), "1.2", "1.3")
+
+
+def test_nothing_at_all_has_no_identity() -> None:
+    with pytest.raises(IdentifierProblem, match="SOPClassUID"):
+        check_identity(read_header(b"", EXPLICIT), "1.2", "1.3")
+
+
+@pytest.mark.parametrize("depth", [300, 20_000])
+def test_sequences_nested_beyond_reason_are_refused(depth: int) -> None:
+    start = struct.pack("<HH2sHL", 0x0040, 0x0275, b"SQ", 0, 0xFFFFFFFF)
+    start += struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    end = struct.pack("<HHL", 0xFFFE, 0xE00D, 0) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    with pytest.raises(UnreadableDataSet):
+        read_header(start * depth + end * depth, EXPLICIT)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"Rows": 46341, "Columns": 65535, "NumberOfFrames": 4},
+        {"Rows": 65535, "Columns": 65535, "NumberOfFrames": 2147483647},
+        {"Rows": 65535, "Columns": 65535, "BitsAllocated": 65535},
+    ],
+)
+def test_pixels_declared_beyond_what_we_take_are_refused(declared: dict[str, int]) -> None:
+    with pytest.raises(OverLimit, match="GiB of pixels"):
+        read_header(encode(ct_slice(**declared)), EXPLICIT)
+
+
+def test_a_size_that_overflows_32_bits_costs_no_memory() -> None:
+    """What is declared is the model's matter; what is there is whole."""
+    told = facts(ct_slice(Rows=46341, Columns=65535))
+    assert (told.rows, told.columns) == (46341, 65535)
+
+
+def deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+def test_a_deflated_data_set_is_read() -> None:
+    data = deflated(encode(ct_slice()))
+    assert read_header(data, str(DeflatedExplicitVRLittleEndian)).Rows == 64
+
+
+def test_a_deflate_bomb_is_refused_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headers, "MAXIMUM_INFLATED", 1 << 20)
+    bomb = deflated(encode(ct_slice(ImageComments="")) + bytes(64 << 20))
+    with pytest.raises(OverLimit, match="inflates beyond 1 MiB"):
+        read_header(bomb, str(DeflatedExplicitVRLittleEndian))
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9, -1])
+def test_a_deflated_data_set_that_breaks_off_is_refused(kept: float) -> None:
+    data = deflated(encode(ct_slice()))
+    end = len(data) - 1 if kept < 0 else int(len(data) * kept)
+    with pytest.raises(UnreadableDataSet):
+        read_header(data[:end], str(DeflatedExplicitVRLittleEndian))
+
+
+def test_what_was_never_deflated_is_refused() -> None:
+    with pytest.raises(UnreadableDataSet):
+        read_header(encode(ct_slice()), str(DeflatedExplicitVRLittleEndian))
+
+
+# -- identity ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "told"),
+    [
+        ("StudyInstanceUID", None, "StudyInstanceUID is missing or no UID"),
+        ("StudyInstanceUID", "", "StudyInstanceUID is missing or no UID"),
+        ("SeriesInstanceUID", None, "SeriesInstanceUID is missing or no UID"),
+        ("StudyInstanceUID", "../../etc/passwd", "StudyInstanceUID is missing or no UID"),
+        ("StudyInstanceUID", "1.2.", "StudyInstanceUID is missing or no UID"),
+        ("StudyInstanceUID", "1..2", "StudyInstanceUID is missing or no UID"),
+        ("StudyInstanceUID", "1.02", "StudyInstanceUID is missing or no UID"),
+        ("StudyInstanceUID", "1.2\n", "StudyInstanceUID is missing or no UID"),
+        ("StudyInstanceUID", "1." + "2" * 63, "StudyInstanceUID is missing or no UID"),
+        ("StudyInstanceUID", ["1.2", "1.3"], "StudyInstanceUID is missing or no UID"),
+        ("StudyInstanceUID", "\u0661.2", "StudyInstanceUID is missing or no UID"),
+        ("SOPInstanceUID", "1.2.3", "SOPInstanceUID differs from the request's or is missing"),
+        ("SOPInstanceUID", None, "SOPInstanceUID differs from the request's or is missing"),
+        ("SOPClassUID", "1.2.3", "SOPClassUID differs from the request's or is missing"),
+    ],
+)
+def test_identifiers_that_are_missing_or_malformed_are_named(
+    keyword: str, value: Any, told: str
+) -> None:
+    dataset = ct_slice()
+    request = str(dataset.SOPClassUID), str(dataset.SOPInstanceUID)
+    if value is None:
+        delattr(dataset, keyword)
+    else:
+        dataset[keyword]._value = value
+    with pytest.raises(IdentifierProblem) as caught:
+        check_identity(dataset, *request)
+    assert caught.value.reason == told
+
+
+def test_a_malformed_uid_that_both_agree_on_is_refused_too() -> None:
+    dataset = ct_slice()
+    dataset["SOPInstanceUID"]._value = "../../x"
+    with pytest.raises(IdentifierProblem, match="SOPInstanceUID is missing or no UID"):
+        check_identity(dataset, str(dataset.SOPClassUID), "../../x")
+
+
+def test_padding_of_a_uid_is_no_part_of_it() -> None:
+    dataset = read_header(encode(ct_slice(StudyInstanceUID="1.2.3")), EXPLICIT)
+    check_identity(dataset, str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
+
+
+# -- facts -------------------------------------------------------------------------------------
+
+
+def test_facts_are_what_the_header_says() -> None:
+    told = facts(dx_image(SeriesDescription=" Thorax pa ", RequestedProcedurePriority="STAT"))
+    assert told.modality == "DX"
+    assert told.sop_class == "Digital X-Ray Image Storage - For Presentation"
+    assert (told.body_part, told.view) == ("CHEST", "PA")
+    assert told.series_description == "Thorax pa"
+    assert (told.rows, told.columns, told.frames) == (96, 80, 1)
+    assert (told.priority, told.calling_ae, told.called_ae) == ("STAT", "CT1", "NODE")
+    assert told.is_image
+
+
+def test_an_enhanced_image_tells_by_its_functional_groups() -> None:
+    told = facts(enhanced_ct(4))
+    assert told.frames == 4
+    assert told.thickness_mm == 5.0
+    assert told.orientation == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def test_a_coded_region_stands_in_for_the_body_part() -> None:
+    region = [code("51185008", "SCT", "Chest")]
+    assert (
+        facts(ct_slice(BodyPartExamined=None, AnatomicRegionSequence=region)).body_part == "Chest"
+    )
+
+
+@pytest.mark.parametrize(
+    ("attributes", "field", "value"),
+    [
+        ({"SliceThickness": ""}, "thickness_mm", None),
+        ({"ImageOrientationPatient": None}, "orientation", None),
+        ({"ImageType": None}, "image_type", ()),
+        ({"SeriesNumber": None}, "series_number", None),
+        ({"NumberOfFrames": 0}, "frames", 1),
+        ({"ConvolutionKernel": ["B70f", "3"]}, "kernel", "B70f\\3"),
+        ({"AcquisitionDate": None, "AcquisitionTime": None}, "acquired", ""),
+    ],
+)
+def test_an_absent_value_is_absent(attributes: dict[str, Any], field: str, value: Any) -> None:
+    assert getattr(facts(ct_slice(**attributes)), field) == value
+
+
+def raw(keyword: str, vr: str, value: bytes, base: Dataset | None = None) -> bytes:
+    """A CT slice with the bytes of one value, whatever they are."""
+    dataset = ct_slice() if base is None else base
+    marker = b"@" * (len(value) + len(value) % 2)
+    dataset.add_new(keyword, "LO", marker.decode())
+    data = encode(dataset)
+    at = data.index(marker)
+    return (
+        data[: at - 4]
+        + vr.encode()
+        + data[at - 2 : at]
+        + value.ljust(len(marker))
+        + data[at + len(marker) :]
+    )
+
+
+@pytest.mark.parametrize(
+    ("keyword", "vr", "value"),
+    [
+        ("ImageOrientationPatient", "DS", b"nan\\0\\0\\0\\1\\0"),
+        ("ImageOrientationPatient", "DS", b"inf\\0\\0\\0\\1\\0"),
+        ("SliceThickness", "DS", b"1e999"),
+        ("SliceThickness", "DS", b"nan"),
+        ("SeriesDescription", "LO", b"A\0B"),
+        ("PatientID", "LO", b"A\0B"),
+        ("PatientID", "LO", b"A\\B"),
+        ("ImageType", "CS", b"A\0B\\C"),
+        ("ConvolutionKernel", "SH", b"\0\0\0\0"),
+        ("SeriesDescription", "LO", b"\xed\xa0\x80"),
+        ("SeriesDescription", "LO", b"\xff\xfe"),
+        ("SeriesNumber", "IS", b"12345678901234567890"),
+        ("NumberOfFrames", "IS", b"-5"),
+        ("BodyPartExamined", "CS", b"\x1b$B\xff"),
+    ],
+)
+def test_whatever_a_value_holds_its_facts_can_be_stored(
+    keyword: str, vr: str, value: bytes
+) -> None:
+    try:
+        header = read_header(raw(keyword, vr, value), EXPLICIT)
+    except UnreadableDataSet:
+        return
+    _storable(header)
+
+
+def _storable(header: Dataset) -> None:
+    """As both databases take it: JSON has no NaN, PostgreSQL's text no NUL, UTF-8 no surrogate."""
+    told = facts_of(header, "", "CT1", "NODE")
+    written = json.dumps([asdict(told), *asdict(patient_of(header)).values()], allow_nan=False)
+    assert "\\u0000" not in written
+    json.dumps(json.loads(written), ensure_ascii=False).encode("utf-8")
+
+
+def test_damage_anywhere_is_refused_by_name_or_gives_facts_that_can_be_stored() -> None:
+    pick = random.Random(7)
+    dataset = dx_image(AnatomicRegionSequence=[item(CodeValue="1", CodeMeaning="Chest")])
+    good = encode(dataset)
+    for _ in range(1500):
+        data = bytearray(good[: 1200 + pick.randrange(200)] if pick.random() < 0.2 else good)
+        for _ in range(pick.choice((1, 1, 2, 5))):
+            data[pick.randrange(min(len(data), 1400))] = pick.choice((0, 255, pick.randrange(256)))
+        try:
+            header = read_header(bytes(data), EXPLICIT)
+            check_identity(header, str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
+        except RefusedInstance:
+            continue
+        _storable(header)
