@@ -1,4 +1,4 @@
-"""Data sets on their way into a node, for tests of the services: encoded, cut, as C-STORE requests."""
+"""Data sets on their way into a node, for tests of its services; and a look at what it holds."""
 
 from __future__ import annotations
 

@@ -265,10 +265,10 @@ class Running:
         over = {DeliveryState.SENT, DeliveryState.DEAD}
 
         def done() -> bool:
-            ids = [result.id for result in self.results(*uids)]
-            deliveries = self.rows(Delivery, Delivery.result_id.in_(ids))
-            jobs = self.jobs(*uids)
-            return all(j.state in ended for j in jobs) and all(d.state in over for d in deliveries)
+            if not all(job.state in ended for job in self.jobs(*uids)):
+                return False
+            ids = [result.id for result in self.results(*uids)]  # written with the job's last state
+            return all(d.state in over for d in self.rows(Delivery, Delivery.result_id.in_(ids)))
 
         try:
             eventually(done, patience, f"settled: {uids}")
@@ -306,7 +306,7 @@ def running(
     rules: Sequence[Mapping[str, Any]] = (),
     destinations: Mapping[str, Mapping[str, Any]] | None = None,
     modalities: Sequence[str] = ("STORESCU",),
-    salt: str = "tests",
+    prepare: Callable[[Running], None] = lambda _: None,
     **sections: dict[str, Any],
 ) -> Iterator[Running]:
     """A configured node with its processes; stopped in order at the end, and nothing left of it.
@@ -317,17 +317,19 @@ def running(
         models: bundles, added and activated.
         rules: as `rule` makes them.
         destinations: configuration by name, ``dimse`` or (with ``path``) ``folder``.
+        prepare: called when all is registered and nothing runs yet.
         sections: of the settings, on top of `alone`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "dicom-node.toml"
-    settings = {"node_salt": salt, "storage": {}, **alone(**sections)}
+    settings = {"node_salt": "tests", "storage": {}, **alone(**sections)}
     settings["storage"] = {"folder": str(folder / "node-data"), **settings["storage"]}
     config.write_text(toml(settings))
     node = Running(folder, config)
     upgraded = node.command("db", "upgrade")
     assert upgraded.returncode == 0, upgraded.stderr
     _register(node.node, models, rules, destinations or {}, modalities)
+    prepare(node)
     try:
         for role in roles:
             node.start(role)

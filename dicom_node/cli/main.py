@@ -1,8 +1,6 @@
 """Owns the command ``dicom-node``: its subcommands, its options for all, its exit codes.
 
-Exit codes: 0 done; 1 the node says no, with the reason; 2 a setting, rule or argument is wrong;
-3 nothing stored by that name; 4 its state forbids it; 5 database, broker, disk or peer is away;
-130 interrupted.
+The exit codes stand in ``dicom-node --help``; each error of ``dicom_node.errors`` names its own.
 """
 
 from __future__ import annotations
@@ -28,6 +26,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    epilog="Exit codes: 0 done; 1 the node says no, with the reason; 2 a setting, rule or argument is "
+    "wrong; 3 nothing stored by that name; 4 its state forbids it; 5 database, broker, disk or peer "
+    "is away; 130 interrupted.",
 )
 
 

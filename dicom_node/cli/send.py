@@ -82,7 +82,7 @@ def send(
     else:
         print_rows(told, ("count", "status", "answer"), False)
         if skipped:
-            say((f"left out: {many(len(skipped), 'file')} that hold no DICOM instance", "yellow"))
+            say((f"left out: {many(len(skipped), 'file')} without a DICOM instance", "yellow"))
     if failures:
         raise typer.Exit(1)
 

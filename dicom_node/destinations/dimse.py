@@ -115,12 +115,14 @@ def _released(association: Association) -> Iterator[None]:
 def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
     """Items in order, cut where their contexts would exceed one association's."""
     batch: list[Item] = []
+    kinds: set[tuple[str, str]] = set()
     for item in items:
-        kinds = [(i.sop_class_uid, i.transfer_syntax) for i in (*batch, item)]
-        if batch and len(proposed(kinds)) > MAXIMUM_CONTEXTS:
+        kind = (item.sop_class_uid, item.transfer_syntax)
+        if batch and len(proposed(kinds | {kind})) > MAXIMUM_CONTEXTS:
             yield batch
-            batch = []
+            batch, kinds = [], set()
         batch.append(item)
+        kinds.add(kind)
     if batch:
         yield batch
 

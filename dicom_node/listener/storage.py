@@ -25,7 +25,12 @@ def store(event: Event, inbox: Inbox) -> int | Dataset:
     try:
         reception = _reception(event, association)
         if isinstance(reception, int):
-            log.warning("instance refused", status=f"0x{reception:04X}", **association.names)
+            log.warning(
+                "instance refused",
+                status=f"0x{reception:04X}",
+                sop_instance_uid=_told_uid(event),
+                **association.names,
+            )
             return status.response(reception, "SOP class not supported in this context")
         inbox.receive(reception)
     except RefusedInstance as refusal:
@@ -34,7 +39,7 @@ def store(event: Event, inbox: Inbox) -> int | Dataset:
             "instance refused",
             status=f"0x{answer.Status:04X}",
             reason=refusal.reason,
-            sop_instance_uid=refusal.sop_instance_uid,
+            sop_instance_uid=refusal.sop_instance_uid or _told_uid(event),
             **association.names,
         )
         return answer
@@ -44,10 +49,17 @@ def store(event: Event, inbox: Inbox) -> int | Dataset:
             "instance not stored",
             status=f"0x{answer.Status:04X}",
             error=type(error).__name__,
+            sop_instance_uid=_told_uid(event),
             **association.names,
         )
         return answer
     return status.SUCCESS
+
+
+def _told_uid(event: Event) -> str | None:
+    """The request's own, for the log; what is no UID is not repeated there."""
+    told = cast(C_STORE, event.request).AffectedSOPInstanceUID
+    return str(told) if is_uid(told) else None
 
 
 def _reception(event: Event, association: GuardedAssociation) -> Reception | int:

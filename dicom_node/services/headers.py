@@ -17,6 +17,7 @@ from pydicom import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dicom_node.domain.study import InstanceFacts, Patient
 from dicom_node.errors import IdentifierProblem, OverLimit, UnreadableDataSet
@@ -24,13 +25,21 @@ from dicom_node.errors import IdentifierProblem, OverLimit, UnreadableDataSet
 UID_FORM = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")  # PS3.5 section 9
 MAXIMUM_INFLATED = 1 << 30
 MAXIMUM_PIXEL_BYTES = 8 << 30
-_PIXELS = {Tag(0x7FE0, 0x0010): 2, Tag(0x7FE0, 0x0008): 4, Tag(0x7FE0, 0x0009): 8}
+MAXIMUM_DEPTH = 64
+"""Sequences within sequences; a structured report needs about twenty."""
+
+_PIXELS = {Tag(0x7FE0, 0x0010), Tag(0x7FE0, 0x0008), Tag(0x7FE0, 0x0009)}
 _UNDEFINED = 0xFFFFFFFF
-_ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_ITEM, _ITEM_END, _SEQUENCE_END = (
+    0xE000FFFE,
+    0xE00DFFFE,
+    0xE0DDFFFE,
+)  # read as one little-endian long
+_LONG = {vr.encode() for vr in EXPLICIT_VR_LENGTH_32}
 
 
 def read_header(data: bytes, transfer_syntax: str) -> Dataset:
-    """Parse everything before the pixel data, and see that the pixel data is all there.
+    """Parse everything before the pixel data, and see that every element is all there.
 
     Args:
         data: an encoded data set without file meta information.
@@ -43,18 +52,19 @@ def read_header(data: bytes, transfer_syntax: str) -> Dataset:
     syntax = UID(transfer_syntax)
     if syntax == DeflatedExplicitVRLittleEndian:
         data = _inflate(data)
-    source = BytesIO(data)
     implicit = syntax == ImplicitVRLittleEndian
     try:
-        header = read_dataset(source, implicit, True, stop_when=_at_pixels)
+        _walk(data, 0, implicit, 0)
+    except struct.error:
+        raise UnreadableDataSet("the data set is truncated") from None
+    try:
+        header = read_dataset(BytesIO(data), implicit, True, stop_when=_at_pixels)
         header.walk(_touch)  # pydicom parses values when they are asked for: ask now
     except RecursionError:
         raise UnreadableDataSet("sequences are nested beyond reason") from None
     except Exception as error:  # pydicom raises whatever the damaged value happens to cause
         raise UnreadableDataSet(f"the data set cannot be parsed ({type(error).__name__})") from None
     _check_declared(header)
-    if source.tell() < len(data):
-        _check_pixels(memoryview(data)[source.tell() :], implicit)
     return header
 
 
@@ -65,12 +75,17 @@ def check_identity(header: Dataset, sop_class_uid: str, sop_instance_uid: str) -
         IdentifierProblem: names the attribute.
     """
     for name, told in (("SOPClassUID", sop_class_uid), ("SOPInstanceUID", sop_instance_uid)):
-        if _text(header, name) != told:
+        if _uid(header, name) != told:
             raise IdentifierProblem(f"{name} differs from the request's or is missing")
     for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
-        value = _text(header, name)
+        value = _uid(header, name)
         if len(value) > 64 or not UID_FORM.fullmatch(value):
             raise IdentifierProblem(f"{name} is missing or no UID")
+
+
+def study_uid_of(header: Dataset) -> str:
+    """Study Instance UID (0020,000D), as `check_identity` has seen it."""
+    return _uid(header, "StudyInstanceUID")
 
 
 def patient_of(header: Dataset) -> Patient:
@@ -120,7 +135,17 @@ def _sop_class_name(header: Dataset) -> str:
 
 def _text(header: Dataset, name: str) -> str:
     value = header.get(name)
-    return "" if value is None else str(value).strip(" \0")
+    return "" if value is None else _plain(value)
+
+
+def _plain(value: object) -> str:
+    """Without the NULs that some pad with; PostgreSQL keeps none."""
+    return str(value).replace("\0", "").strip(" ")
+
+
+def _uid(header: Dataset, name: str) -> str:
+    """Without its padding, and else as it is: what is inside must not be made to fit."""
+    return str(header.get(name) or "").strip(" \0")
 
 
 def _values(header: Dataset, name: str) -> tuple[str, ...]:
@@ -128,7 +153,7 @@ def _values(header: Dataset, name: str) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
     parts = [value] if isinstance(value, str) else list(value)
-    return tuple(str(part).strip() for part in parts)
+    return tuple(_plain(part) for part in parts)
 
 
 def _number(header: Dataset, name: str) -> float | None:
@@ -160,12 +185,12 @@ def _orientation(header: Dataset) -> tuple[float, ...] | None:
         cosines = tuple(float(cosine) for cosine in value or ())
     except (TypeError, ValueError):
         return None
-    return cosines if len(cosines) == 6 else None
+    return cosines if len(cosines) == 6 and all(map(math.isfinite, cosines)) else None
 
 
 def _coded_region(header: Dataset) -> str:
     for item in list(header.get("AnatomicRegionSequence") or ())[:1]:
-        return str(item.get("CodeMeaning", "")).strip()
+        return _plain(item.get("CodeMeaning", ""))
     return ""
 
 
@@ -186,23 +211,56 @@ def _check_declared(header: Dataset) -> None:
         raise OverLimit(f"declares {total / 2**30:.0f} GiB of pixels")
 
 
-def _check_pixels(rest: memoryview, implicit: bool) -> None:
-    """Walk to the end of the pixel data; whatever is declared must be there."""
-    try:
-        head = 8 if implicit or bytes(rest[4:6]) not in (b"OB", b"OW", b"OF", b"OD") else 12
-        (length,) = struct.unpack_from("<L", rest, head - 4)
-        if length != _UNDEFINED:
-            if head + length > len(rest):
-                missing = head + length - len(rest)
-                raise UnreadableDataSet(f"the pixel data is truncated: {missing} bytes are missing")
-            return
-        at = head
-        while bytes(rest[at : at + 4]) == _ITEM:
-            at += 8 + struct.unpack_from("<L", rest, at + 4)[0]
-        if bytes(rest[at : at + 4]) != _SEQUENCE_END:
-            raise UnreadableDataSet("the compressed pixel data is truncated")
-    except struct.error:
-        raise UnreadableDataSet("the pixel data is truncated") from None
+def _walk(data: bytes, at: int, implicit: bool, depth: int) -> int:
+    """Step over elements without reading values; whatever is declared must be there.
+
+    pydicom takes what is there of a value, and ends in silence at a broken element.
+
+    Args:
+        at: where the data set or the item begins.
+        depth: 0 for the data set, which ends with the data; an item ends with its delimiter.
+
+    Returns:
+        Where it ends.
+    """
+    if depth > MAXIMUM_DEPTH:
+        raise UnreadableDataSet("sequences are nested beyond reason")
+    while at < len(data) or depth:
+        tag, vr, length = struct.unpack_from("<L2sH", data, at)
+        if tag == _ITEM_END and depth:
+            return at + 8
+        if implicit or not b"AA" <= vr <= b"ZZ":  # some writers change to implicit inside
+            (length,) = struct.unpack_from("<L", data, at + 4)
+            at += 8
+        elif vr in _LONG:
+            (length,) = struct.unpack_from("<L", data, at + 8)
+            at += 12
+        else:
+            at += 8
+        if length == _UNDEFINED:
+            at = _walk_items(data, at, implicit, depth + 1)
+        else:
+            at = _step(data, at, length)
+    return at
+
+
+def _walk_items(data: bytes, at: int, implicit: bool, depth: int) -> int:
+    """The same over the items of a sequence, or the fragments of pixel data, to their delimiter."""
+    while True:
+        tag, length = struct.unpack_from("<LL", data, at)
+        at += 8
+        if tag == _SEQUENCE_END:
+            return at
+        if tag != _ITEM:
+            raise UnreadableDataSet("a sequence holds something else than items")
+        at = _walk(data, at, implicit, depth) if length == _UNDEFINED else _step(data, at, length)
+
+
+def _step(data: bytes, at: int, length: int) -> int:
+    if at + length > len(data):
+        missing = at + length - len(data)
+        raise UnreadableDataSet(f"the data set is truncated: {missing} bytes are missing")
+    return at + length
 
 
 def _inflate(data: bytes) -> bytes:
@@ -213,4 +271,6 @@ def _inflate(data: bytes) -> bytes:
         raise UnreadableDataSet("the deflated data set cannot be inflated") from None
     if inflater.unconsumed_tail:
         raise OverLimit(f"inflates beyond {MAXIMUM_INFLATED >> 20} MiB")
+    if not inflater.eof:
+        raise UnreadableDataSet("the deflated data set is truncated")
     return inflated

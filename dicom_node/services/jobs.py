@@ -73,7 +73,7 @@ def rerun_study(node: Node, study_uid: str, model: str | None = None) -> list[in
         model: only that model, by name.
 
     Returns:
-        The new jobs' numbers.
+        The new jobs' numbers; none for what waits or runs already.
 
     Raises:
         NotFound: no such study, or nothing of it was ever run.
@@ -96,17 +96,23 @@ def rerun_study(node: Node, study_uid: str, model: str | None = None) -> list[in
             raise NotFound("finished job of study", study_uid)
         superseded = {job.predecessor_id for job in jobs}
         made = [_again(session, node, job) for job in jobs if job.id not in superseded]
-        return [job.id for job in made]
+        return [job.id for job in made if job is not None]
 
 
-def _again(session: Session, node: Node, job: Job) -> Job:
+def _again(session: Session, node: Node, job: Job) -> Job | None:
+    """The next generation; None while one waits or runs."""
     now = node.now()
+    same = session.scalars(
+        select(Job).where(Job.model_id == job.model_id, Job.inputs_digest == job.inputs_digest)
+    ).all()
+    if any(other.state in (JobState.READY, JobState.RUNNING) for other in same):
+        return None
     ageing = timedelta(seconds=node.settings.worker.ageing)
     new = Job(
         revision_id=job.revision_id,
         model_id=job.model_id,
         inputs_digest=job.inputs_digest,
-        generation=job.generation + 1,
+        generation=max(other.generation for other in same) + 1,
         predecessor_id=job.id,
         queue=job.queue,
         state=JobState.READY,

@@ -28,7 +28,13 @@ from dicom_node.domain.study import StudyState
 from dicom_node.errors import ConflictingInstance
 from dicom_node.services.alerts import alert_once
 from dicom_node.services.context import Node
-from dicom_node.services.headers import check_identity, facts_of, patient_of, read_header
+from dicom_node.services.headers import (
+    check_identity,
+    facts_of,
+    patient_of,
+    read_header,
+    study_uid_of,
+)
 from dicom_node.services.same import same_content
 from dicom_node.store.database import CommitUnknown
 from dicom_node.store.files import Stored
@@ -241,7 +247,7 @@ def _insert(
     facts = facts_of(header, stored.sha256, association.calling_ae, association.called_ae)
     own = is_own(session, facts.sop_instance_uid, facts.series_instance_uid)
     ignored = why_ignored(facts.sop_class, facts.modality, own)
-    uid = str(header.StudyInstanceUID)
+    uid = study_uid_of(header)
     study = session.scalar(select(Study).where(Study.study_instance_uid == uid).with_for_update())
     if study is None:
         study = Study(

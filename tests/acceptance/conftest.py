@@ -45,15 +45,13 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
                 rule("any CT", ["ct-body"], DESTINATIONS, when={"modality": "CT"}),
                 rule("breast", ["lost"], DESTINATIONS, when={"modality": "MG"}),
             ],
+            prepare=lose_weights,
         ) as node,
     ):
         yield Hospital(node, scp, archive)
 
 
-@pytest.fixture(scope="session")
-def without_weights(hospital: Hospital) -> str:
-    """The name of an active model whose weights went missing after it was added."""
-    (row,) = hospital.node.rows(Model, Model.name == "lost")
-    bundle = hospital.node.data / "bundles" / row.digest
-    (bundle / "weights.safetensors").rename(hospital.node.folder / "weights.kept")
-    return row.name
+def lose_weights(node: Running) -> None:
+    """An active model's weights go missing after it was added."""
+    (row,) = node.rows(Model, Model.name == "lost")
+    (node.data / "bundles" / row.digest / "weights.safetensors").unlink()

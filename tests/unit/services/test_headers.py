@@ -18,7 +18,13 @@ from pydicom.uid import (
 
 from dicom_node.errors import IdentifierProblem, OverLimit, RefusedInstance, UnreadableDataSet
 from dicom_node.services import headers
-from dicom_node.services.headers import check_identity, facts_of, patient_of, read_header
+from dicom_node.services.headers import (
+    check_identity,
+    facts_of,
+    patient_of,
+    read_header,
+    study_uid_of,
+)
 from tests.arrivals import encode
 from tests.dicoms import code, ct_slice, dx_image, enhanced_ct, item
 
@@ -128,7 +134,7 @@ def test_sequences_nested_beyond_reason_are_refused(depth: int) -> None:
         {"Rows": 65535, "Columns": 65535, "BitsAllocated": 65535},
     ],
 )
-def test_pixels_declared_beyond_what_we_take_are_refused(declared: dict[str, int]) -> None:
+def test_pixels_declared_beyond_what_we_take_are_refused(declared: dict[str, Any]) -> None:
     with pytest.raises(OverLimit, match="GiB of pixels"):
         read_header(encode(ct_slice(**declared)), EXPLICIT)
 
@@ -184,6 +190,7 @@ def test_what_was_never_deflated_is_refused() -> None:
         ("StudyInstanceUID", "1.02", "StudyInstanceUID is missing or no UID"),
         ("StudyInstanceUID", "1.2\n", "StudyInstanceUID is missing or no UID"),
         ("StudyInstanceUID", "1." + "2" * 63, "StudyInstanceUID is missing or no UID"),
+        ("StudyInstanceUID", "1.\0002", "StudyInstanceUID is missing or no UID"),
         ("StudyInstanceUID", ["1.2", "1.3"], "StudyInstanceUID is missing or no UID"),
         ("StudyInstanceUID", "\u0661.2", "StudyInstanceUID is missing or no UID"),
         ("SOPInstanceUID", "1.2.3", "SOPInstanceUID differs from the request's or is missing"),
@@ -212,9 +219,12 @@ def test_a_malformed_uid_that_both_agree_on_is_refused_too() -> None:
         check_identity(dataset, str(dataset.SOPClassUID), "../../x")
 
 
-def test_padding_of_a_uid_is_no_part_of_it() -> None:
-    dataset = read_header(encode(ct_slice(StudyInstanceUID="1.2.3")), EXPLICIT)
+@pytest.mark.parametrize("padding", [b"\0", b" "])
+def test_padding_of_a_uid_is_no_part_of_it(padding: bytes) -> None:
+    data = encode(ct_slice(StudyInstanceUID="1.2.3")).replace(b"1.2.3\0", b"1.2.3" + padding)
+    dataset = read_header(data, EXPLICIT)
     check_identity(dataset, str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
+    assert study_uid_of(dataset) == "1.2.3"
 
 
 # -- facts -------------------------------------------------------------------------------------
@@ -314,6 +324,7 @@ def _storable(header: Dataset) -> None:
     json.dumps(json.loads(written), ensure_ascii=False).encode("utf-8")
 
 
+@pytest.mark.filterwarnings("ignore")  # pydicom's, of every bad value
 def test_damage_anywhere_is_refused_by_name_or_gives_facts_that_can_be_stored() -> None:
     pick = random.Random(7)
     dataset = dx_image(AnatomicRegionSequence=[item(CodeValue="1", CodeMeaning="Chest")])
