@@ -177,5 +177,10 @@ def _progress() -> Iterator[Callable[[str], Report]]:
         yield bar
 
 
+def register(command: typer.Typer) -> None:
+    """Add these as ``dicom-node training ...``; the service finds us by our entry point."""
+    command.add_typer(app, name="training")
+
+
 if __name__ == "__main__":
     app()

@@ -26,9 +26,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Exit codes: 0 done; 1 the node says no, with the reason; 2 a setting, rule or argument is "
-    "wrong; 3 nothing stored by that name; 4 its state forbids it; 5 database, broker, disk or peer "
-    "is away; 130 interrupted.",
+    epilog="Exit codes: 0 done; 1 the node says no, with the reason; 2 a setting, rule or argument "
+    "is wrong; 3 nothing stored by that name; 4 its state forbids it; 5 database, broker, disk or "
+    "peer is away; 130 interrupted.",
 )
 
 
@@ -72,8 +72,7 @@ for name, group in (
 def main() -> None:
     """Run the command; our errors become one line and an exit code, never a traceback."""
     for extension in entry_points(group="dicom_node.commands"):
-        if extension.name in sys.argv[1:2]:  # loaded only when asked for: it may load torch
-            extension.load()(app)
+        extension.load()(app)  # loads no torch to be asked for its help; a test sees to that
     warnings.filterwarnings("ignore", module="pydicom")  # they quote values of headers
     try:
         app()  # answers usage errors with 2 and an interrupt with 130

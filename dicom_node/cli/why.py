@@ -61,7 +61,7 @@ def _came(told: Mapping[str, Any], labels: Labels) -> None:
     for row in told["series"]:
         whole = row["counting"] == row["instances"]
         counting = "" if whole else f", {row['counting']} of them count"
-        times = f", {ago(row['first_at'])} to {ago(row['last_at'])}"
+        times = f", {' to '.join(dict.fromkeys((ago(row['first_at']), ago(row['last_at']))))}"
         say(f"{labels[row['series']]}{counting} from {', '.join(row['from'])}{times}", indent=2)
         say((row["series"], "bright_black"), indent=4)
     for row in told["passed_over"]:

@@ -6,6 +6,7 @@ plans. Refuses to know brokers and models' insides.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -25,6 +26,7 @@ from dicom_node.domain.study import (
     StudyState,
     conflicting_patients,
 )
+from dicom_node.errors import Unavailable
 from dicom_node.services.alerts import alert_once
 from dicom_node.services.context import Node
 from dicom_node.services.deliver import queue_deliveries
@@ -51,6 +53,8 @@ log = structlog.get_logger(__name__)
 def close_studies(node: Node) -> int:
     """Look at every study whose time has come; each in a transaction of its own.
 
+    A study that we fail over is told of and looked at again later; those behind it go on.
+
     Returns:
         How many jobs were made.
     """
@@ -58,7 +62,26 @@ def close_studies(node: Node) -> int:
         due = session.scalars(
             select(Study.id).where(Study.state == StudyState.OPEN, Study.check_at <= node.now())
         ).all()
-    return sum(_look_at(node, study) for study in due)
+    made = 0
+    for study in due:
+        try:
+            made += _look_at(node, study)
+        except Unavailable:
+            raise
+        except Exception as error:
+            _put_off(node, study, error)
+    return made
+
+
+def _put_off(node: Node, study_id: int, error: Exception) -> None:
+    # The error's own words stay out: they may quote a header.
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f"{type(error).__name__} in {at.name}, line {at.lineno}"
+    with node.database.transaction() as session:
+        study = session.get_one(Study, study_id)
+        study.check_at, study.waiting_for = node.now() + LOOK_AGAIN, f"a fault: {reason}"
+        alert_once(session, node.now(), "study not closed", study.study_instance_uid, reason)
+        log.error("study not closed", study=study.study_instance_uid, reason=reason)
 
 
 def _look_at(node: Node, study_id: int) -> int:
@@ -212,7 +235,7 @@ def _job(
         .join(Revision)
         .join(Model)
         .where(Revision.study_id == study.id, Model.name == wanted.model.name)
-        .order_by(Job.generation.desc(), Job.id.desc())
+        .order_by(Job.id.desc())
     )
     before = session.scalars(earlier).all()
     same = [j for j in before if j.model_id == wanted.model.id and j.inputs_digest == wanted.digest]

@@ -94,8 +94,9 @@ def found_in_words(summary: Mapping[str, Any] | None) -> list[str]:
     """
     if summary is None:
         return []
-    if summary["not_analysed"]:
-        return [f"not analysed: {summary['not_analysed']}"]
+    if reason := summary["not_analysed"]:
+        said = reason.lower().startswith("not analysed")  # the models' own sentences begin so
+        return [reason if said else f"not analysed: {reason}"]
     sentences = []
     for segment in summary["segments"]:
         measured = ", ".join(

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset, dcmread
+from pydicom.datadict import keyword_for_tag
 from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from dicom_node.services.headers import MAXIMUM_PIXEL_BYTES
@@ -52,10 +54,17 @@ def same_content(held: Path, dataset: bytes, transfer_syntax: str) -> bool:
 
 def _header(dataset: Dataset) -> dict[str, str]:
     return {
-        str(element.tag): str(element.value)
-        for element in dataset
-        if element.keyword not in _OF_ENCODING and element.tag.element != 0
+        str(tag): _value(dataset, tag)
+        for tag in dataset.keys()  # noqa: SIM118 - iteration gives elements, and parses them
+        if keyword_for_tag(tag) not in _OF_ENCODING and tag.element != 0
     }
+
+
+def _value(dataset: Dataset, tag: BaseTag) -> str:
+    """Of private elements the bytes: implicit VR does not tell how they are to be parsed."""
+    if tag.is_private:
+        return str(dataset.get_item(tag).value or b"")
+    return str(dataset[tag].value)
 
 
 def _same_pixels(ours: Dataset, theirs: Dataset) -> bool:

@@ -269,7 +269,7 @@ def instances_of(node: Running) -> set[str]:
     return {row.sop_instance_uid for row in node.rows(Instance)}
 
 
-def test_a_full_disk_refuses_and_takes_again_later(tmp_path: Path) -> None:
+def test_a_full_disk_refuses_and_keeps_nothing(tmp_path: Path) -> None:
     file = save(ct("full"), tmp_path / "full.dcm")
     with running(
         tmp_path / "node", roles=["listen"], listener={"port": free_port(), "reserve_mb": 1 << 40}

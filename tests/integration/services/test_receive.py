@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -191,14 +192,14 @@ def test_other_content_under_a_held_uid_goes_to_quarantine(
 
 def test_the_same_instance_from_many_at_once_is_one_row_and_one_file(node: Node) -> None:
     requests = [request(dx_image(), opened(node)) for _ in range(20)]
-    outcomes = in_parallel([lambda r=r: receive_instance(node, r) for r in requests])
+    outcomes = in_parallel([partial(receive_instance, node, r) for r in requests])
     assert sorted(outcomes) == ["duplicate"] * 19 + ["stored"]
     assert count(node, Instance) == count(node, Study) == len(files_of(node)) == 1
 
 
 def test_a_new_study_from_many_at_once_is_one_study(node: Node) -> None:
     requests = [request(dx_image(number=n), opened(node)) for n in range(20)]
-    outcomes = in_parallel([lambda r=r: receive_instance(node, r) for r in requests])
+    outcomes = in_parallel([partial(receive_instance, node, r) for r in requests])
     assert outcomes == ["stored"] * 20
     assert (count(node, Instance), count(node, Study), len(files_of(node))) == (20, 1, 20)
 
@@ -207,7 +208,7 @@ def test_other_content_from_many_at_once_keeps_one_and_quarantines_one(node: Nod
     arrive(node, dx_image(sop_uid="1.2.3"))
     other = dx_image(sop_uid="1.2.3", KVP="80")
     requests = [request(other, opened(node)) for _ in range(8)]
-    outcomes = in_parallel([lambda r=r: receive_instance(node, r) for r in requests])
+    outcomes = in_parallel([partial(receive_instance, node, r) for r in requests])
     assert [type(outcome) for outcome in outcomes] == [ConflictingInstance] * 8
     assert (count(node, Quarantined), len(files_of(node))) == (1, 2)
 
@@ -325,12 +326,13 @@ def test_a_server_that_is_away_is_unavailable(
 
 
 def cut_before(node: Node, server: Postgres, word: str) -> None:
-    """Break the connection just before a statement, as a network does."""
+    """Break the connection just before a statement, once, as a network does."""
+    left = [word]
 
     @event.listens_for(node.database.engine, "before_cursor_execute")
     def cut(_c: Any, cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith(word):
-            event.remove(node.database.engine, "before_cursor_execute", cut)
+        if left and statement.startswith(left[0]):
+            left.clear()
             pid = cursor.connection.info.backend_pid
             server.execute(f"SELECT pg_terminate_backend({pid})")
 
@@ -352,11 +354,14 @@ def test_a_commit_whose_outcome_is_unknown_keeps_the_file_until_it_is_old(
     node = replace(postgresql_node, now=clock)
     association = opened(node)
 
+    left = [1]
+
     @event.listens_for(node.database.engine, "commit")
     def cut(connection: Any) -> None:
-        event.remove(node.database.engine, "commit", cut)
-        pid = connection.connection.dbapi_connection.info.backend_pid
-        postgres_server.execute(f"SELECT pg_terminate_backend({pid})")
+        if left:
+            left.clear()
+            pid = connection.connection.dbapi_connection.info.backend_pid
+            postgres_server.execute(f"SELECT pg_terminate_backend({pid})")
 
     with pytest.raises(CommitUnknown):
         receive_instance(node, request(dx_image(), association))
@@ -377,10 +382,10 @@ def test_a_commit_that_happened_unseen_makes_the_next_attempt_a_duplicate(
 
     def lost(connection: Any) -> None:
         monkeypatch.setattr(dialect, "do_commit", commit)
-        pid = connection.info.backend_pid
+        pid = connection.dbapi_connection.info.backend_pid
         commit(connection)
         postgres_server.execute(f"SELECT pg_terminate_backend({pid})")
-        connection.execute("SELECT 1")
+        connection.dbapi_connection.execute("SELECT 1")
 
     monkeypatch.setattr(dialect, "do_commit", lost)
     with pytest.raises(CommitUnknown):

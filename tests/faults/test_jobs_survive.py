@@ -1,0 +1,188 @@
+"""Redis and workers come to harm while jobs wait and run; each job still finishes exactly once."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import redis
+
+from dicom_node.domain.delivery import DeliveryState
+from dicom_node.domain.job import JobState
+from dicom_node.store.tables import Delivery, Instance, Job
+from tests.faults.conftest import Site
+from tests.node import Running, seconds_since
+from tests.servers import eventually
+
+
+def finished_exactly_once(site: Site, *studies: str) -> None:
+    """I2 and I3: one finished job per study, one object per kind, each at the PACS with one hash."""
+    site.node.settled(*studies)
+    for study in studies:
+        (job,) = site.node.jobs(study)
+        assert (job.state, job.error) == (JobState.DONE, "")
+        results = site.node.results(study)
+        assert Counter(r.kind for r in results) == {"seg": 1, "sr": 1}
+        for result in results:
+            file = site.node.node.results.path(result.path).read_bytes()
+            assert hashlib.sha256(file).hexdigest() == result.sha256
+            came = [r for r in site.pacs.received if r.sop_instance_uid == result.sop_instance_uid]
+            assert came, "not at the PACS"
+            assert len({r.sha256 for r in came}) == 1
+            (delivery,) = site.node.rows(Delivery, Delivery.result_id == result.id)
+            assert delivery.state == DeliveryState.SENT
+            if delivery.attempts == 1:
+                assert len(came) == 1
+    keys = Counter((j.model_id, j.inputs_digest, j.generation) for j in site.node.rows(Job))
+    assert set(keys.values()) == {1}
+    named = {r.path for r in site.node.results()} | {
+        r.path for s in studies for r in site.node.results(s)
+    }
+    assert named <= set(site.node.node.results.names())
+
+
+def embedded_redis(node: Running) -> psutil.Process:
+    found: psutil.Process = eventually(
+        lambda: next(iter(node.processes("redis-server")), None), 30, "a Redis"
+    )
+    return found
+
+
+def client(node: Running) -> redis.Redis:
+    path = str(node.node.settings.embedded_redis_socket)
+    return redis.Redis(unix_socket_path=path, socket_timeout=5)
+
+
+def until_running(node: Running, study: str) -> Job:
+    """Until a worker has claimed the study's job."""
+
+    def running_job() -> Job | None:
+        return next((j for j in node.jobs(study) if j.state == JobState.RUNNING), None)
+
+    job: Job = eventually(running_job, 60, f"a running job of {study}")
+    return job
+
+
+@contextmanager
+def frozen(process: psutil.Process) -> Iterator[None]:
+    process.suspend()
+    try:
+        yield
+    finally:
+        if process.is_running():
+            process.resume()
+
+
+# Redis
+
+
+def test_flushall_with_jobs_queued_reserved_and_running_loses_none(site: Site) -> None:
+    slow, files = site.slow_ct("flushed slow")
+    assert set(site.node.send(files)) == {0}
+    until_running(site.node, slow)
+    others = [site.radiograph(f"flushed {n}") for n in range(3)]
+    for _, paths in others:
+        assert site.node.send(paths) == [0]
+    site.node.closed(*(study for study, _ in others))
+    with client(site.node) as redis_client:
+        redis_client.flushall()
+    finished_exactly_once(site, slow, *(study for study, _ in others))
+
+
+def test_a_redis_that_is_killed_is_started_again_and_no_job_is_lost(site: Site) -> None:
+    slow, files = site.slow_ct("killed redis slow")
+    assert set(site.node.send(files)) == {0}
+    until_running(site.node, slow)
+    victim = embedded_redis(site.node)
+    victim.kill()
+    fast, paths = site.radiograph("killed redis fast")
+    assert site.node.send(paths) == [0], "ingest does not need Redis"
+    finished_exactly_once(site, slow, fast)
+    assert embedded_redis(site.node).pid != victim.pid
+
+
+def test_a_frozen_redis_does_not_slow_the_ingest_and_loses_nothing(site: Site) -> None:
+    studies = [site.radiograph(f"frozen redis {n}") for n in range(3)]
+    with frozen(embedded_redis(site.node)):
+        started = time.monotonic()
+        for _, paths in studies:
+            assert site.node.send(paths) == [0]
+        assert seconds_since(started) < 15
+        site.node.closed(*(study for study, _ in studies))
+        assert all(j.state == JobState.READY for s, _ in studies for j in site.node.jobs(s))
+    finished_exactly_once(site, *(study for study, _ in studies))
+
+
+# Workers
+
+
+def test_a_worker_child_killed_in_inference_costs_an_attempt_and_nothing_else(site: Site) -> None:
+    slow, files = site.slow_ct("killed child")
+    assert set(site.node.send(files)) == {0}
+    child = site.node.worker_child()
+    until_running(site.node, slow)
+    child.kill()
+    finished_exactly_once(site, slow)
+    (job,) = site.node.jobs(slow)
+    assert job.attempts == 2
+    assert site.node.logged("job taken back", job=job.id)
+
+
+def test_a_worker_frozen_past_its_lease_loses_its_job_and_writes_nothing_later(site: Site) -> None:
+    """A second worker takes over; the first one goes on and finds its token stale."""
+    slow, files = site.slow_ct("frozen child")
+    assert set(site.node.send(files)) == {0}
+    child = site.node.worker_child()
+    job = until_running(site.node, slow)
+    with frozen(child):
+        site.node.start("worker", "--queues", "any,deliver")
+        finished_exactly_once(site, slow)
+        (taken,) = site.node.jobs(slow)
+        assert taken.token > job.token
+    eventually(
+        lambda: site.node.logged("stale lease: result discarded", job=job.id),
+        60,
+        "the first worker finds its claim stale",
+    )
+    finished_exactly_once(site, slow)
+    assert site.node.stop("worker") == 0
+
+
+def test_a_whole_worker_killed_is_started_again_and_its_job_with_it(site: Site) -> None:
+    slow, files = site.slow_ct("killed worker")
+    assert set(site.node.send(files)) == {0}
+    until_running(site.node, slow)
+    (parent,) = [p for p in site.node.processes("celery", "gpu,any")]
+    child = site.node.worker_child()
+    parent.kill()
+    finished_exactly_once(site, slow)
+    assert not child.is_running(), "an orphan of the worker lives on"
+    assert site.node.logged("restarted", child="worker 1")
+
+
+def test_a_listener_that_is_killed_is_started_again(site: Site) -> None:
+    study, files = site.radiograph("killed listener")
+    (listener,) = site.node.processes("dicom_node.cli.main listen")
+    listener.kill()
+    eventually(lambda: site.node.logged("restarted", child="listener"), 30)
+    eventually(lambda: site.node.send(files) == [0], 30, "the listener is back")
+    finished_exactly_once(site, study)
+
+
+def test_nothing_was_done_twice_and_no_file_is_left_over(site: Site) -> None:
+    """After all of the above; runs last in this file."""
+    rows = {r.path for job in site.node.rows(Job) for r in _results(site.node, job)}
+    assert set(site.node.node.results.names()) == rows
+    assert set(site.node.node.instances.names()) == {r.path for r in site.node.rows(Instance)}
+    sent = Counter(r.sop_instance_uid for r in site.pacs.received)
+    by_uid = {r.sop_instance_uid: set[str]() for r in site.pacs.received}
+    for received in site.pacs.received:
+        by_uid[received.sop_instance_uid].add(received.sha256)
+    assert {len(hashes) for hashes in by_uid.values()} == {1}
+    assert set(sent) == {
+        r.sop_instance_uid for job in site.node.rows(Job) for r in _results(site.node, job)
+    }

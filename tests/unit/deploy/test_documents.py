@@ -1,0 +1,63 @@
+"""What the documents tell people to type exists, and what they point at is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.commands import find, known_options
+
+ROOT = Path(__file__).parents[3]
+DOCUMENTS = [
+    path
+    for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "deploy").glob("*.md")))
+    if path.is_file()
+]
+COMMAND = re.compile(r"(?<![\w/.-])dicom-node ((?:[a-z-]+|[A-Z@.]+)[^`\n#|>]*)")
+
+
+def commands(text: str) -> list[list[str]]:
+    """Command lines in code, inline or in blocks; prose that begins with the name is none."""
+    code = re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)
+    lines = "\n".join(code).replace("\\\n", " ")
+    return [match.strip().split() for match in COMMAND.findall(lines)]
+
+
+def test_the_documents_are_there() -> None:
+    names = {str(path.relative_to(ROOT)) for path in DOCUMENTS}
+    assert names >= {
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "deploy/first-steps.md",
+        "deploy/conformance.md",
+        "deploy/settings.md",
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_of_a_document_exists_with_its_options(document: Path) -> None:
+    for words in commands(document.read_text()):
+        command, left = find(words)
+        assert not hasattr(command, "commands") or not left, words
+        options = {w.split("=")[0] for w in left if re.match(r"--[a-z]", w)}
+        assert options <= known_options(words), words
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", document.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if d.name != "CHANGELOG.md"], ids=lambda path: path.name
+)
+def test_every_module_that_a_document_names_is_there(document: Path) -> None:
+    places = r"`((?:dicom_node|inference|training|tests|deploy|migrations)/[\w/.-]+)`"
+    for name in re.findall(places, document.read_text()):
+        assert (ROOT / name).exists(), name
