@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from dicom_node.cli.main import app
+from training.cli import app as training
 
 
 def find(words: Sequence[str]) -> tuple[Any, list[str]]:
@@ -20,8 +21,11 @@ def find(words: Sequence[str]) -> tuple[Any, list[str]]:
     Raises:
         LookupError: a word names no subcommand.
     """
-    command: Any = typer.main.get_command(app)
     left = list(words)
+    command: Any = typer.main.get_command(app)
+    if left[:1] == ["training"]:  # added by its entry point, only when it is asked for
+        command = typer.main.get_command(training)
+        del left[0]
     while hasattr(command, "commands"):
         while left and left[0].startswith("-"):  # --config FILE of the command itself
             del left[: 2 if left[0] in ("--config", "-c") else 1]

@@ -189,14 +189,14 @@ class Running:
                     found.append(process)
         return found
 
-    def worker_child(self) -> psutil.Process:
+    def worker(self) -> psutil.Process:
         """The process that holds the models: the one that maps torch."""
 
         def found() -> psutil.Process | None:
             return next((p for p in self.processes() if maps_torch(p)), None)
 
-        child: psutil.Process = eventually(found, PATIENCE, "a process with torch")
-        return child
+        worker: psutil.Process = eventually(found, PATIENCE, "a process with torch")
+        return worker
 
     # What a user does
 

@@ -227,7 +227,7 @@ def postgresql(folder: Path) -> Iterator[Postgres]:
             server.wait_for(cluster.answers)
             yield cluster
         finally:
-            cluster.stop()
+            server.stop(signal.SIGQUIT)  # "immediate": nobody will want its data
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

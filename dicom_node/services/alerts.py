@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -10,6 +12,12 @@ from sqlalchemy.orm import Session
 
 from dicom_node.services.context import Node
 from dicom_node.store.tables import Alert
+
+
+def fault(error: Exception) -> str:
+    """An unexpected error by its kind and place; its own words may quote a header."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {at.name}, {Path(at.filename).name} line {at.lineno}"
 
 
 def alert_once(session: Session, at: datetime, kind: str, subject: str, text: str) -> None:

@@ -6,7 +6,6 @@ plans. Refuses to know brokers and models' insides.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -27,7 +26,7 @@ from dicom_node.domain.study import (
     conflicting_patients,
 )
 from dicom_node.errors import Unavailable
-from dicom_node.services.alerts import alert_once
+from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.context import Node
 from dicom_node.services.deliver import queue_deliveries
 from dicom_node.services.registry import model_version, rules_in_force
@@ -74,9 +73,7 @@ def close_studies(node: Node) -> int:
 
 
 def _put_off(node: Node, study_id: int, error: Exception) -> None:
-    # The error's own words stay out: they may quote a header.
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    reason = f"{type(error).__name__} in {at.name}, line {at.lineno}"
+    reason = fault(error)
     with node.database.transaction() as session:
         study = session.get_one(Study, study_id)
         study.check_at, study.waiting_for = node.now() + LOOK_AGAIN, f"a fault: {reason}"

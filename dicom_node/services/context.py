@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,8 +53,3 @@ class Node:
             results=Folder(folder / "results", own),
             now=now,
         )
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Host name and process id, for people who look for this process."""
-        return socket.gethostname(), os.getpid()

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from dicom_node.destinations.build import build
@@ -38,6 +41,10 @@ from dicom_node.store.tables import (
 
 AT_ONCE = 50
 """Deliveries that one association carries, at most."""
+SIDE_BY_SIDE = 16
+"""Destinations that one process sends to at a time."""
+LONG_ENOUGH = 120.0
+"""Seconds after which no more is begun: a nudge brings us back, a long task would be killed."""
 
 log = structlog.get_logger(__name__)
 
@@ -79,24 +86,32 @@ def queue_deliveries(session: Session, job: Job, now: datetime) -> None:
 
 
 def deliver(node: Node, jitter: Callable[[], float] = random.random) -> int:
-    """Send what is due until nothing is, destination by destination, one association each.
+    """Send what is due until nothing is, destinations side by side: none waits for another.
 
     Returns:
         How many deliveries were attempted.
     """
-    attempted = 0
-    while True:
-        with node.database.reading() as session:
-            due = session.scalars(
-                select(Delivery.destination_id)
-                .where(Delivery.state == DeliveryState.PENDING, Delivery.next_at <= node.now())
-                .distinct()
-            ).all()
-        # What cites a SEG becomes due when the SEG has arrived: hence the next round.
-        round_ = sum(_deliver_to(node, destination, jitter) for destination in due)
-        if not round_:
-            return attempted
-        attempted += round_
+    attempted, until = 0, time.monotonic() + LONG_ENOUGH
+    running: dict[int, Future[int]] = {}
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        while True:
+            # Asked again and again: what cites a SEG becomes due when the SEG has arrived, and
+            # results are made while a destination hangs.
+            due = set() if time.monotonic() > until else _due(node)
+            for place in due - running.keys():
+                running[place] = pool.submit(_deliver_to, node, place, jitter)
+            if not running:
+                return attempted
+            wait_for(running.values(), timeout=1, return_when=FIRST_COMPLETED)
+            for place in [place for place, sending in running.items() if sending.done()]:
+                attempted += running.pop(place).result()
+
+
+def _due(node: Node) -> set[int]:
+    """Destinations for which something can be sent now."""
+    places = _sendable(node).with_only_columns(Delivery.destination_id).distinct()
+    with node.database.reading() as session:
+        return set(session.scalars(places))
 
 
 def _deliver_to(node: Node, destination_id: int, jitter: Callable[[], float]) -> int:
@@ -127,8 +142,8 @@ def _deliver_to(node: Node, destination_id: int, jitter: Callable[[], float]) ->
     return len(claimed)
 
 
-def _claim(node: Node, destination_id: int) -> list[_Sending]:
-    """Claim what is due there, unless its study is held or what it cites is still to be sent."""
+def _sendable(node: Node) -> Select[Delivery]:
+    """What is due, unless its study is held or what it cites is still to be sent there."""
     earlier_delivery, earlier_result = aliased(Delivery), aliased(Result)
     blocked = (
         select(earlier_delivery.id)
@@ -136,24 +151,30 @@ def _claim(node: Node, destination_id: int) -> list[_Sending]:
         .where(
             earlier_result.job_id == Result.job_id,
             earlier_result.position < Result.position,
-            earlier_delivery.destination_id == destination_id,
+            earlier_delivery.destination_id == Delivery.destination_id,
             earlier_delivery.state != DeliveryState.SENT,
         )
         .exists()
     )
-    query = (
+    return (
         select(Delivery)
         .join(Result)
         .join(Job)
         .join(Revision)
         .join(Study)
         .where(
-            Delivery.destination_id == destination_id,
             Delivery.state == DeliveryState.PENDING,
             Delivery.next_at <= node.now(),
             Study.state != StudyState.HELD,
             ~blocked,
         )
+    )
+
+
+def _claim(node: Node, destination_id: int) -> list[_Sending]:
+    query = (
+        _sendable(node)
+        .where(Delivery.destination_id == destination_id)
         .options(selectinload(Delivery.result))
         .order_by(Job.due_at, Job.id, Result.position)
         .limit(AT_ONCE)

@@ -133,7 +133,7 @@ def status(node: Node) -> dict[str, Any]:
     told["processes"] = [
         {
             "role": process.role,
-            "host": process.host,
+            "host": process.host.split()[0],
             "pid": process.pid,
             "started_at": process.started_at,
             "beat_at": process.beat_at,
@@ -336,7 +336,9 @@ def _processes(node: Node) -> Iterator[Check]:
     for row in rows:
         if row not in beating:
             silent = (node.now() - row.beat_at).total_seconds()
-            found = f"{row.role} {row.pid} on {row.host}: no heartbeat for {silent:.0f} s"
+            found = (
+                f"{row.role} {row.pid} on {row.host.split()[0]}: no heartbeat for {silent:.0f} s"
+            )
             yield Check("processes", Level.FAULT, found, "look whether it hangs; `dicom-node up`")
     for role in ROLES:
         count = sum(row.role == role for row in beating)

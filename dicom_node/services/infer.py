@@ -30,19 +30,19 @@ from dicom_node.results.types import (
     Source,
 )
 from dicom_node.services import claims
-from dicom_node.services.alerts import alert_once
+from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.context import Node
 from dicom_node.services.deliver import queue_deliveries
 from dicom_node.services.processes import beating
 from dicom_node.store.database import CommitUnknown
 from dicom_node.store.files import Stored
 from dicom_node.store.tables import Job, JobInput, Result, Revision, Study
-from inference.errors import BundleError, InferenceError, ReadingError
+from inference.errors import BundleError, ReadingError
 from inference.reading import read_files
 from inference.types import FrameRef, ImageStack, Prediction
 
-MODEL_PATIENCE = timedelta(seconds=60)
-"""How long a job waits before its unloadable model is tried again."""
+PATIENCE = timedelta(seconds=60)
+"""How long a job waits that could not be run for want of its model or of space."""
 
 log = structlog.get_logger(__name__)
 
@@ -97,9 +97,10 @@ def _predict(node: Node, engines: Engines, readable: Sequence[tuple[Claimed, Ima
         predictions = engines.predict(digest, [stack for _, stack in readable])
     except BundleError as error:
         for job, _ in readable:
-            _wait_for_model(node, job, str(error))
+            name = job.row.model.name
+            _wait(node, job, "model not loadable", name, f"the model cannot be loaded: {error}")
         return
-    except (InferenceError, RuntimeError, ValueError, MemoryError) as error:
+    except Exception as error:  # whatever a network makes of an odd stack: it is that stack's fault
         if len(readable) > 1:
             for one in readable:
                 _predict(node, engines, [one])
@@ -156,11 +157,17 @@ def _finish(node: Node, job: Claimed, prediction: Prediction, frames: tuple[Fram
     """Build the objects once, make them durable, then T4."""
     stored: list[tuple[BuiltObject, Stored]] = []
     try:
-        headers = tuple(dcmread(path, stop_before_pixels=True) for path in job.files)
-        source = Source(headers, job.digests, frames)
-        context = _context(node, job.row)
-        for built in build_results(prediction, source, model_identity(job.row), context):
+        for built in _build(node, job, prediction, frames):
             stored.append((built, node.results.write(".dcm", b"", encode(built.dataset))))
+    except Unavailable as error:  # a full disk is no fault of the job
+        _discard(node, stored)
+        _wait(node, job, "results not kept", "results", str(error))
+        return
+    except Exception as error:  # what libraries raise on headers that they do not expect
+        _discard(node, stored)
+        _fail(node, job, str(error) if isinstance(error, ResultError) else fault(error))
+        return
+    try:
         with node.database.transaction() as session:
             done = claims.still_ours(
                 session,
@@ -173,15 +180,10 @@ def _finish(node: Node, job: Claimed, prediction: Prediction, frames: tuple[Fram
             )
             if done:
                 _store_rows(session, node, job.row.id, stored)
-    except (ResultError, InferenceError, ValueError, AttributeError, KeyError, TypeError) as error:
-        # highdicom raises the latter four on headers that it does not expect
-        _discard(node, stored)
-        _fail(node, job, f"{type(error).__name__}: {_first_line(error)}")
-        return
     except CommitUnknown:
         raise  # the rows may exist: the files stay, reconciliation removes them if they do not
-    except Unavailable:
-        _discard(node, stored)
+    except BaseException:
+        _discard(node, stored)  # the rollback is certain
         raise
     if not done:
         _discard(node, stored)
@@ -195,6 +197,14 @@ def _finish(node: Node, job: Claimed, prediction: Prediction, frames: tuple[Fram
         not_analysed=prediction.not_analysed is not None,
         seconds=(node.now() - (job.row.started_at or node.now())).total_seconds(),
     )
+
+
+def _build(
+    node: Node, job: Claimed, prediction: Prediction, frames: tuple[FrameRef, ...]
+) -> tuple[BuiltObject, ...]:
+    headers = tuple(dcmread(path, stop_before_pixels=True) for path in job.files)
+    source = Source(headers, job.digests, frames)
+    return build_results(prediction, source, model_identity(job.row), _context(node, job.row))
 
 
 def _store_rows(
@@ -296,8 +306,8 @@ def summarise(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _wait_for_model(node: Node, job: Claimed, reason: str) -> None:
-    """A bundle that cannot be loaded is no fault of the job: it waits and is not counted."""
+def _wait(node: Node, job: Claimed, kind: str, subject: str, reason: str) -> None:
+    """What is no fault of the job is not counted: it waits, and an administrator is told."""
     with node.database.transaction() as session:
         ours = claims.still_ours(
             session,
@@ -306,12 +316,12 @@ def _wait_for_model(node: Node, job: Claimed, reason: str) -> None:
             state=JobState.READY,
             owner=None,
             attempts=job.row.attempts - 1,
-            not_before=node.now() + MODEL_PATIENCE,
-            error=f"the model cannot be loaded: {reason}",
+            not_before=node.now() + PATIENCE,
+            error=reason,
         )
         if ours:
-            alert_once(session, node.now(), "model not loadable", job.row.model.name, reason)
-    log.error("model not loadable", job=job.row.id, model=job.row.model.name, reason=reason)
+            alert_once(session, node.now(), kind, subject, reason)
+    log.error(kind, job=job.row.id, model=job.row.model.name, reason=reason)
 
 
 def _fail(node: Node, job: Claimed, reason: str) -> None:

@@ -6,10 +6,13 @@ time: a clock that jumps a day kills nobody. Refuses to know what the processes 
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import structlog
 from sqlalchemy import select, update
@@ -64,7 +67,7 @@ def beating(beat: Callable[[], None], every: float) -> Iterator[None]:
 @contextmanager
 def registered(node: Node) -> Iterator[None]:
     """Stand in the table of processes, beating, while the block runs."""
-    host, pid = node.place
+    host, pid = place()
     with node.database.transaction() as session:
         session.add(
             Process(
@@ -96,6 +99,40 @@ def alive(node: Node) -> list[Process]:
     """Processes that have not ended."""
     with node.database.reading() as session:
         return list(session.scalars(select(Process).where(Process.ended_at.is_(None))))
+
+
+def gone_here(process: Process) -> bool:
+    """True when a process of this very machine (and container) no longer runs; no need to wait.
+
+    Elsewhere only its beat can tell.
+    """
+    machine, _, began = process.host.rpartition(" ")
+    return machine == _machine() and began != _began(process.pid)
+
+
+def place() -> tuple[str, int]:
+    """Where this process runs: its machine and when it began there, and its id there."""
+    pid = os.getpid()
+    return f"{_machine()} {_began(pid)}", pid
+
+
+def _machine() -> str:
+    """Host name and space of process ids: containers may share the one and not the other."""
+    try:
+        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # not Linux: no process is known to be gone but by its beat
+        return f"{socket.gethostname()} elsewhere"
+
+
+def _began(pid: int) -> str:
+    """Clock ticks from boot to the start of a process: no clock that jumps, no reused id, deceives.
+
+    Empty when there is no such process (proc(5), field 22 of stat).
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def bury(node: Node, dead: Iterable[str]) -> None:

@@ -6,7 +6,8 @@ in the database says which one acts.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import time
+from collections.abc import Hashable
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from dicom_node.services.alerts import alert_once
 from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
 from dicom_node.services.dispatch import DELIVER, INFER, Nudger
-from dicom_node.services.processes import Watch, alive, bury
+from dicom_node.services.processes import Watch, alive, bury, gone_here
 from dicom_node.store.tables import Delivery, Instance, Job, Lease, Quarantined, Result
 
 OLD_ENOUGH = timedelta(hours=1)
@@ -37,6 +38,7 @@ class Scheduler:
         lease = node.settings.worker.lease
         self._leases, self._processes, self._rival = Watch(lease), Watch(lease), Watch(lease)
         self._nudged: dict[str, Any] = {}
+        self._sure_until = 0.0
 
     def round(self) -> bool:
         """One round; False when another scheduler holds the lease."""
@@ -49,7 +51,9 @@ class Scheduler:
         return True
 
     def _is_ours(self) -> bool:
-        """Hold or take the lease; a rival whose beat stands still has lost it."""
+        """Hold or take the lease; a rival that is gone, or whose beat stands still, has lost it."""
+        if time.monotonic() < self._sure_until:
+            return True
         node = self._node
         with node.database.reading() as session:
             row = session.get(Lease, "scheduler")
@@ -59,25 +63,38 @@ class Scheduler:
                     session.add(Lease(name="scheduler", owner=node.id))
             except IntegrityError:
                 return False
-            return True
-        stale = self._rival.still({row.owner: row.beat}) if row.owner != node.id else set()
-        if row.owner != node.id and not stale:
-            with node.database.reading() as session:
-                if row.owner in {process.id for process in alive(node)}:
-                    return False  # it ended in order otherwise, and left its lease behind
+        elif not self._take(row):
+            return False
+        # Until then no rival can have seen our beat stand still; a round costs no write.
+        self._sure_until = time.monotonic() + node.settings.worker.lease / 6
+        return True
+
+    def _take(self, lease: Lease) -> bool:
+        """Beat, or take over; False while a living rival holds it, or when one was faster."""
+        node = self._node
+        if lease.owner != node.id:
+            living = {process.id for process in alive(node) if not gone_here(process)}
+            still = self._rival.still({lease.owner: lease.beat})
+            if lease.owner in living and not still:
+                return False
         with node.database.transaction() as session:
             taken: Any = session.execute(
                 update(Lease)
-                .where(Lease.name == "scheduler", Lease.owner == row.owner, Lease.beat == row.beat)
-                .values(owner=node.id, beat=row.beat + 1)
+                .where(
+                    Lease.name == lease.name,
+                    Lease.owner == lease.owner,
+                    Lease.beat == lease.beat,
+                )
+                .values(owner=node.id, beat=lease.beat + 1)
             )
             return bool(taken.rowcount == 1)
 
     def _bury_the_dead(self) -> None:
-        beats: Mapping[Hashable, Hashable] = {p.id: p.beat for p in alive(self._node)}
-        dead = [str(key) for key in self._processes.still(beats)]
+        processes = alive(self._node)
+        still = self._processes.still({p.id: p.beat for p in processes})
+        dead = [p.id for p in processes if p.id in still or gone_here(p)]
         if dead:
-            log.warning("processes stopped beating", processes=dead)
+            log.warning("processes are gone", processes=dead)
             bury(self._node, dead)
 
     def _take_back(self) -> None:

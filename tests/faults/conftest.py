@@ -19,7 +19,7 @@ from tests.pacs import Pacs
 
 LEASE = 4.0
 SLOW_SLICES = 8
-"""Of a CT: on one core each takes the slow model about half a second."""
+"""Of a CT: on one core each takes the slow model about a quarter of a second."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         "slow",
         2,
         ct=True,
-        preprocessing={**preprocessing, "size": [768, 768]},
+        preprocessing={**preprocessing, "size": [512, 512]},
         batch=1,
     )
 

@@ -15,14 +15,22 @@ DOCUMENTS = [
     for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "deploy").glob("*.md")))
     if path.is_file()
 ]
-COMMAND = re.compile(r"(?<![\w/.-])dicom-node ((?:[a-z-]+|[A-Z@.]+)[^`\n#|>]*)")
+FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
+COMMAND = re.compile(r"(?<![\w/.-])dicom-node ([a-z][^#|>\n]*)")
 
 
 def commands(text: str) -> list[list[str]]:
     """Command lines in code, inline or in blocks; prose that begins with the name is none."""
-    code = re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)
-    lines = "\n".join(code).replace("\\\n", " ")
-    return [match.strip().split() for match in COMMAND.findall(lines)]
+    lines = "\n".join(FENCED.findall(text)).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"`([^`]+)`", FENCED.sub("", text))
+    lines += [" ".join(code.split()) for code in inline]
+    return [match.split() for line in lines for match in COMMAND.findall(line)]
+
+
+def test_commands_are_found_where_documents_have_them() -> None:
+    block = "```sh\ndicom-node db \\\n  upgrade  # now\nx/dicom-node y\n```"
+    text = f"dicom-node is `dicom-node jobs\nlist`\n{block}"
+    assert commands(text) == [["db", "upgrade"], ["jobs", "list"]]
 
 
 def test_the_documents_are_there() -> None:

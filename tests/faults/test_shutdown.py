@@ -1,0 +1,158 @@
+"""The whole node is told to stop, or is killed: nothing acknowledged is lost, nothing is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dicom_node.domain.job import JobState
+from dicom_node.store.tables import Association, Instance, Process
+from inference.bundle import Bundle
+from tests import dicoms
+from tests.dicoms import save, uid
+from tests.faults.conftest import Site, site_rules, site_settings
+from tests.faults.test_jobs_survive import finished_exactly_once, until_running
+from tests.node import Running, described, dimse, in_parallel, running, statuses, store, tree
+from tests.pacs import Pacs
+from tests.servers import answers_on, eventually, free_port, postgresql
+
+
+def test_a_node_told_to_stop_drains_and_goes_on_where_it_was(
+    tmp_path: Path, tiny_bundle: Bundle, slow_bundle: Bundle
+) -> None:
+    """SIGTERM with a job running and a modality sending; then the power goes; then it starts again."""
+    with (
+        Pacs(tmp_path / "pacs") as pacs,
+        running(
+            tmp_path / "node",
+            models=[tiny_bundle.path, slow_bundle.path],
+            destinations={"pacs": dimse(pacs)},
+            rules=site_rules(),
+            **site_settings(),
+        ) as node,
+    ):
+        site = Site(node, pacs, tmp_path / "studies")
+        node.worker()  # warm, or the signal would find it loading
+        slow, files = site.slow_ct("drained")
+        assert set(node.send(files)) == {0}
+        until_running(node, slow)
+        late, more = many_slices(tmp_path / "late", 150)
+        sending, stopping = in_parallel(
+            lambda: statuses(store(node.port, more)),
+            lambda: (eventually(lambda: node.rows(Instance)[len(files) :]), node.stop("up"))[1],
+        )
+        assert stopping == 0, "it did not end as told"
+        held = {row.sop_instance_uid for row in node.rows(Instance)}
+        assert len(held) - len(files) >= len([s for s in sending if s == 0]) > 0
+        (job,) = node.jobs(slow)
+        assert job.state == JobState.DONE, "the running job was not finished first"
+        assert not [p for p in node.rows(Process) if p.ended_at is None]
+        assert not [a for a in node.rows(Association) if a.closed_at is None]
+
+        node.start("up")
+        node.ready()
+        finished_exactly_once(site, slow)
+        node.settled(late)
+
+        killed_without_warning(node)
+        node.start("up")
+        node.ready()
+        study, again = site.radiograph("after the power cut")
+        assert node.send(again) == [0]
+        finished_exactly_once(site, study)
+
+
+def many_slices(folder: Path, count: int) -> tuple[str, list[Path]]:
+    series = dicoms.ct_series(count, shape=(32, 32), study_uid=uid("late"))
+    files = [save(ds, folder / f"{n}.dcm") for n, ds in enumerate(series)]
+    return str(series[0].StudyInstanceUID), files
+
+
+def killed_without_warning(node: Running) -> None:
+    """SIGKILL of the supervisor: all that it had started ends by itself."""
+    child = node.children.pop("up")
+    family = tree(child.pid)
+    assert len(family) >= 6, [described(p) for p in family]
+    child.kill()
+    child.wait()
+    _, left = psutil.wait_procs(family[1:], timeout=90)
+    told = [described(process) for process in left]
+    for process in left:
+        process.kill()
+    assert not told, f"left behind: {told}"
+    assert not answers_on(node.port)
+
+
+@pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL], ids=["frozen", "killed"])
+def test_the_other_listener_takes_every_connection(tmp_path: Path, fault: signal.Signals) -> None:
+    """Two processes share one socket on PostgreSQL; one of them is hit under load.
+
+    Not on SQLite: a process frozen in its commit holds the lock of the whole file.
+    """
+    with (
+        postgresql(tmp_path) as server,
+        running(
+            tmp_path / "node",
+            roles=["listen"],
+            storage={"database": server.new_database()},
+            listener={"port": free_port(), "reserve_mb": 16, "processes": 2},
+            worker={"lease": 4},
+        ) as node,
+    ):
+        first, second = eventually(lambda: listeners(node), 60, "two listeners")
+        hit = threading.Event()
+        before = [slices(tmp_path, f"before {n}") for n in range(6)]
+        after = [slices(tmp_path, f"after {n}") for n in range(12)]
+
+        def load(studies: list[list[Path]]) -> list[list[int]]:
+            answers = []
+            for files in studies:
+                done = subprocess_store(node.port, files)
+                answers.append(done)
+            return answers
+
+        def strike() -> None:
+            eventually(lambda: len(node.rows(Instance)) >= 10, 60, "load")
+            first.send_signal(fault)
+            hit.set()
+
+        try:
+            one, two, _ = in_parallel(lambda: load(before[:3]), lambda: load(before[3:]), strike)
+            assert hit.is_set()
+            taken = in_parallel(*(lambda part=after[n::3]: load(part) for n in range(3)))
+            assert taken == [[[0] * 5] * 4] * 3
+        finally:
+            if first.is_running() and fault == signal.SIGSTOP:
+                first.resume()
+        acknowledged = sum(status == 0 for part in (one, two) for a in part for status in a)
+        rows = node.rows(Instance)
+        assert len(rows) >= acknowledged + 60
+        for row in rows:
+            assert node.node.instances.path(row.path).is_file()
+        assert second.is_running()
+        if fault == signal.SIGKILL:
+            eventually(lambda: len(listeners(node)) == 2, 30, "the dead one is replaced")
+
+
+def listeners(node: Running) -> list[psutil.Process]:
+    found = node.processes("listen", "--fd")
+    return found if len(found) == 2 else []
+
+
+def slices(folder: Path, name: str) -> list[Path]:
+    series = dicoms.ct_series(5, study_uid=uid("shared", name), shape=(128, 128))
+    place = folder / name.replace(" ", "-")
+    return [save(ds, place / f"{n}.dcm") for n, ds in enumerate(series)]
+
+
+def subprocess_store(port: int, files: list[Path]) -> list[int]:
+    """One storescu that gives up when nobody answers: it may have met the one that is frozen."""
+    try:
+        return statuses(store(port, files, "-ta", "10", "-td", "10", "-ts", "10"))
+    except subprocess.TimeoutExpired:
+        return []
