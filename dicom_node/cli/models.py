@@ -41,11 +41,15 @@ def show(name: Name, json: Json = False) -> None:
 
 @app.command()
 def add(
-    bundle: Annotated[Path, typer.Argument(help="the bundle: a folder or a zip", exists=True)],
+    bundle: Annotated[
+        Path, typer.Argument(help="the bundle: a folder, a zip, or the name of one that we ship")
+    ],
     activate: Annotated[bool, typer.Option(help="activate it at once")] = False,
     json: Json = False,
 ) -> None:
     """Verify a bundle, golden example included, and keep it as staged."""
+    if not bundle.exists() and (models.SHIPPED / bundle).is_dir():
+        bundle = models.SHIPPED / bundle
     with console.status(f"verifying {bundle}"):
         added = models.add_model(node(), bundle)
     title = f"{added['name']}@{added['version']}"

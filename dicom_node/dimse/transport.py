@@ -23,6 +23,7 @@ from io import BytesIO
 from typing import Any, Final, cast
 
 import structlog
+from pydicom.uid import UID
 from pynetdicom import AE, _config
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
@@ -34,6 +35,8 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
+
+from dicom_node import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +79,12 @@ def configure_pynetdicom() -> None:
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
     _config.LOG_HANDLER_LEVEL = "none"
     _config.STORE_SEND_CHUNKED_DATASET = True
+
+
+def introduce(ae: AE) -> None:
+    """Say in every association whose implementation this is (PS3.7 D.3.3.2)."""
+    ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
 
 
 def prepare(sock: socket.socket, timeout: float) -> None:
@@ -460,6 +469,7 @@ class RequestorAE(AE):
     def __init__(self, ae_title: str, timeout: float) -> None:
         configure_pynetdicom()
         super().__init__(ae_title)
+        introduce(self)
         self._limits = Limits(pdu=self.maximum_pdu_size, dataset=0, request=timeout, idle=timeout)
         self.connection_timeout = timeout
         self.acse_timeout = timeout

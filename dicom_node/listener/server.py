@@ -18,7 +18,7 @@ from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 
 from dicom_node.dimse.contexts import accepted, keep_first_choice
-from dicom_node.dimse.transport import GuardedAssociation, Limits, configure_pynetdicom
+from dicom_node.dimse.transport import GuardedAssociation, Limits, configure_pynetdicom, introduce
 from dicom_node.listener.commitment import Commitments
 from dicom_node.listener.connections import Connections, bind
 from dicom_node.listener.inbox import Inbox
@@ -83,6 +83,7 @@ class _Listener:
     def __init__(self, settings: ListenerSettings, inbox: Inbox, limits: Limits) -> None:
         self._settings, self._inbox, self._limits = settings, inbox, limits
         self._ae = AE(settings.ae_title)
+        introduce(self._ae)
         # pynetdicom counts by thread names, under which ours do not run; `_live` decides.
         self._ae.maximum_associations = 1 << 20
         self._steps = ProcedureSteps(inbox)

@@ -8,14 +8,13 @@ from __future__ import annotations
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from dicom_node import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.results.codes import PROCESSING_EQUIPMENT
 from dicom_node.results.content import LONG_STRING, coded, long_string
 from dicom_node.results.identity import BUILDER_VERSION, Identity
 from dicom_node.results.normalise import local_time, study_header
 from dicom_node.results.types import Kind, ModelIdentity
 
-IMPLEMENTATION_CLASS_UID = "2.25.95846623718129024994425519601200099982"
-IMPLEMENTATION_VERSION_NAME = "DICOM_NODE_1"
 RESEARCH_USE = "Research use, not for diagnosis"
 
 

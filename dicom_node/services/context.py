@@ -43,6 +43,7 @@ class Node:
     def open(cls, settings: Settings, role: str, now: Clock = utc_now) -> Node:
         """Build the adapters; nothing is listened to, nothing is sent."""
         own = str(uuid4())
+        settings.storage.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' data
         folder, reserve = settings.storage.folder, settings.listener.reserve_mb << 20
         return cls(
             id=own,

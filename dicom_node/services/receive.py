@@ -23,6 +23,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from dicom_node import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.domain.loops import why_ignored
 from dicom_node.domain.study import StudyState
 from dicom_node.errors import ConflictingInstance
@@ -48,8 +49,6 @@ from dicom_node.store.tables import (
     Study,
 )
 
-IMPLEMENTATION_UID = UID("2.25.306155836716180934364254413806124571264")
-IMPLEMENTATION_VERSION = "DICOM_NODE"
 log = structlog.get_logger(__name__)
 
 
@@ -121,8 +120,8 @@ def part10_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str)
     meta.MediaStorageSOPClassUID = UID(sop_class_uid)
     meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
     meta.TransferSyntaxUID = UID(transfer_syntax)
-    meta.ImplementationClassUID = IMPLEMENTATION_UID
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     head = DicomBytesIO()
     head.write(b"\0" * 128 + b"DICM")
     write_file_meta_info(head, meta)

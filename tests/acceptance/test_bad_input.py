@@ -282,6 +282,7 @@ def test_a_full_disk_refuses_and_keeps_nothing(tmp_path: Path) -> None:
         assert "ZEBRA" not in node.log_text()
 
 
+@pytest.mark.slow
 def test_a_locked_database_refuses_and_loses_nothing(tmp_path: Path) -> None:
     """SQLite: another process holds the lock for longer than a writer waits."""
     kept, late = ct("kept", sop_uid=uid("kept")), ct("late", sop_uid=uid("late"))
@@ -343,6 +344,7 @@ def test_a_database_that_goes_away_and_comes_back_loses_nothing_acknowledged(
         assert "ZEBRA" not in node.log_text()
 
 
+@pytest.mark.slow
 def test_without_redis_studies_are_taken_and_closed_and_say_what_they_wait_for(
     tmp_path: Path, tiny_bundle: Bundle
 ) -> None:

@@ -22,10 +22,11 @@ from tests.pacs import Pacs
 from tests.servers import answers_on, eventually, free_port, postgresql
 
 
+@pytest.mark.slow
 def test_a_node_told_to_stop_drains_and_goes_on_where_it_was(
     tmp_path: Path, tiny_bundle: Bundle, slow_bundle: Bundle
 ) -> None:
-    """SIGTERM with a job running and a modality sending; then the power goes; then it starts again."""
+    """SIGTERM with a job running and a modality sending; later SIGKILL; each time a new start."""
     with (
         Pacs(tmp_path / "pacs") as pacs,
         running(
@@ -41,7 +42,7 @@ def test_a_node_told_to_stop_drains_and_goes_on_where_it_was(
         slow, files = site.slow_ct("drained")
         assert set(node.send(files)) == {0}
         until_running(node, slow)
-        late, more = many_slices(tmp_path / "late", 150)
+        late, more = many_images(tmp_path / "late", 150)
         sending, stopping = in_parallel(
             lambda: statuses(store(node.port, more)),
             lambda: (eventually(lambda: node.rows(Instance)[len(files) :]), node.stop("up"))[1],
@@ -57,7 +58,7 @@ def test_a_node_told_to_stop_drains_and_goes_on_where_it_was(
         node.start("up")
         node.ready()
         finished_exactly_once(site, slow)
-        node.settled(late)
+        node.closed(late)
 
         killed_without_warning(node)
         node.start("up")
@@ -67,10 +68,11 @@ def test_a_node_told_to_stop_drains_and_goes_on_where_it_was(
         finished_exactly_once(site, study)
 
 
-def many_slices(folder: Path, count: int) -> tuple[str, list[Path]]:
-    series = dicoms.ct_series(count, shape=(32, 32), study_uid=uid("late"))
-    files = [save(ds, folder / f"{n}.dcm") for n, ds in enumerate(series)]
-    return str(series[0].StudyInstanceUID), files
+def many_images(folder: Path, count: int) -> tuple[str, list[Path]]:
+    """A study that no model wants."""
+    study = uid("late")
+    images = [dicoms.mr_slice(number=n, study_uid=study) for n in range(1, count + 1)]
+    return study, [save(ds, folder / f"{n}.dcm") for n, ds in enumerate(images)]
 
 
 def killed_without_warning(node: Running) -> None:
@@ -88,6 +90,7 @@ def killed_without_warning(node: Running) -> None:
     assert not answers_on(node.port)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL], ids=["frozen", "killed"])
 def test_the_other_listener_takes_every_connection(tmp_path: Path, fault: signal.Signals) -> None:
     """Two processes share one socket on PostgreSQL; one of them is hit under load.
@@ -110,11 +113,7 @@ def test_the_other_listener_takes_every_connection(tmp_path: Path, fault: signal
         after = [slices(tmp_path, f"after {n}") for n in range(12)]
 
         def load(studies: list[list[Path]]) -> list[list[int]]:
-            answers = []
-            for files in studies:
-                done = subprocess_store(node.port, files)
-                answers.append(done)
-            return answers
+            return [answers_to(node.port, files) for files in studies]
 
         def strike() -> None:
             eventually(lambda: len(node.rows(Instance)) >= 10, 60, "load")
@@ -150,7 +149,7 @@ def slices(folder: Path, name: str) -> list[Path]:
     return [save(ds, place / f"{n}.dcm") for n, ds in enumerate(series)]
 
 
-def subprocess_store(port: int, files: list[Path]) -> list[int]:
+def answers_to(port: int, files: list[Path]) -> list[int]:
     """One storescu that gives up when nobody answers: it may have met the one that is frozen."""
     try:
         return statuses(store(port, files, "-ta", "10", "-td", "10", "-ts", "10"))

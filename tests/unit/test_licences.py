@@ -22,7 +22,7 @@ def installed_with(name: str, seen: dict[str, str]) -> dict[str, str]:
         return seen
     said = [meta.get("License-Expression"), (meta.get("License") or "").splitlines()[:1]]
     said += meta.get_all("Classifier") or []
-    seen[key] = " | ".join(str(s) for s in said if s and "Licen" in str(s) or "GPL" in str(s))
+    seen[key] = " | ".join(str(s) for s in said if (s and "Licen" in str(s)) or "GPL" in str(s))
     for line in distribution(name).requires or ():
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from pydicom.uid import UID
 
+from dicom_node import IMPLEMENTATION_CLASS_UID
 from dicom_node.errors import ResultError
-from dicom_node.results.header import IMPLEMENTATION_CLASS_UID
 from dicom_node.results.identity import Identity, make_uid
 from dicom_node.results.types import BuildContext, ModelIdentity, ReferencedSOP, Source
 from tests import dicoms

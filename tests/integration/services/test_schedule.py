@@ -1,0 +1,448 @@
+"""The rounds in which the node looks after itself, by a clock that the test moves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from dicom_node.domain.routing import parse_rules
+from dicom_node.errors import ConflictingInstance
+from dicom_node.services import registry, schedule
+from dicom_node.services.alerts import list_alerts
+from dicom_node.services.complete import close_studies
+from dicom_node.services.context import Node
+from dicom_node.services.deliver import deliver
+from dicom_node.services.dispatch import Nudger
+from dicom_node.services.infer import run_jobs
+from dicom_node.services.processes import Watch, alive, bury, place
+from dicom_node.services.receive import receive_instance
+from dicom_node.services.schedule import Scheduler, reconcile
+from dicom_node.settings import BrokerSettings
+from dicom_node.store.tables import Association, Delivery, Instance, Job, Lease, Process, Result
+from inference.bundle import Bundle
+from inference.types import Prediction
+from tests.arrivals import all_of, arrive, count, files_of, one, opened, request
+from tests.dicoms import dx_image
+from tests.nodes import Clock, add_bundle
+from tests.servers import Redis, eventually, redis_server
+
+LEASE = 20  # seconds, in the settings of `node`
+
+
+class Ticks:
+    """A monotonic clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Notes:
+    """Stands in for the broker where it does not matter; ``up`` says whether it answers."""
+
+    said: list[tuple[str, str]] = field(default_factory=list)
+    up: bool = True
+
+    def nudge(self, task: str, queue: str) -> bool:
+        if self.up:
+            self.said.append((task, queue))
+        return self.up
+
+
+class Saying:
+    def predict(self, digest: str, stacks: Any) -> list[Prediction]:
+        del digest  # part of the interface
+        return [Prediction(not_analysed="a test") for _ in stacks]
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    ticks = Ticks()
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=ticks))
+    monkeypatch.setattr(schedule, "Watch", lambda patience: Watch(patience, ticks))
+    return ticks
+
+
+def entered(node: Node, name: str, pid: int | None = None) -> Node:
+    """Another process of the node, with its row."""
+    other = replace(node, id=name)
+    host, own = place()
+    with node.database.transaction() as session:
+        session.add(
+            Process(
+                id=name,
+                role="test",
+                host=host,
+                pid=own if pid is None else pid,
+                started_at=node.now(),
+                beat_at=node.now(),
+            )
+        )
+    return other
+
+
+def beat(node: Node, *names: str) -> None:
+    with node.database.transaction() as session:
+        session.execute(update(Process).where(Process.id.in_(names)).values(beat=Process.beat + 1))
+
+
+def scheduler(node: Node, notes: Any = None) -> Scheduler:
+    return Scheduler(node, notes or Notes())
+
+
+@pytest.fixture
+def working(node: Node, tiny_bundle: Bundle, tmp_path: Path) -> Node:
+    """A node with a model and a place for its results."""
+    add_bundle(node, tiny_bundle)
+    registry.add_destination(node, "out", "folder", {"path": str(tmp_path / "out")})
+    rule = {"name": "all", "models": ["tiny"], "destinations": ["out"]}
+    registry.apply_rules(node, parse_rules({"rule": [rule]}))
+    return node
+
+
+# -- watching ----------------------------------------------------------------------------------
+
+
+def test_a_counter_that_stands_still_for_its_patience_is_told() -> None:
+    ticks = Ticks()
+    watch = Watch(10, ticks)
+    assert watch.still({"a": 1, "b": 1}) == set()
+    ticks.now += 6
+    assert watch.still({"a": 1, "b": 2}) == set()
+    ticks.now += 5
+    assert watch.still({"a": 1, "b": 2}) == {"a"}
+    assert watch.still({"a": 2, "b": 2}) == set()
+    ticks.now += 5
+    assert watch.still({"a": 2, "b": 2}) == {"b"}
+
+
+def test_what_was_absent_is_watched_anew() -> None:
+    ticks = Ticks()
+    watch = Watch(10, ticks)
+    watch.still({"a": 1})
+    watch.still({})
+    ticks.now += 11
+    assert watch.still({"a": 1}) == set()
+
+
+# -- who schedules -----------------------------------------------------------------------------
+
+
+def test_of_two_schedulers_one_acts_until_it_falls_silent(
+    node: Node, ticks: Ticks, clock: Clock
+) -> None:
+    one_, two = entered(node, "one"), entered(node, "two")
+    first, second = scheduler(one_), scheduler(two)
+    assert first.round()
+    assert not second.round()
+    for _ in range(30):  # both live: it stays where it is
+        ticks.now += 2
+        beat(node, "one", "two", node.id)
+        assert first.round()
+        assert not second.round()
+    ticks.now += LEASE - 1
+    beat(node, "one", "two", node.id)  # the process lives, its rounds have stopped
+    assert not second.round()
+    ticks.now += 1.1
+    assert second.round()
+    assert one(node, Lease).owner == "two"
+    assert not first.round()
+
+
+def test_a_scheduler_that_ended_is_followed_at_once(node: Node, ticks: Ticks) -> None:
+    one_, two = entered(node, "one"), entered(node, "two")
+    assert scheduler(one_).round()
+    bury(node, ["one"])
+    assert scheduler(two).round()
+
+
+def test_a_scheduler_that_was_killed_here_is_followed_at_once(node: Node, ticks: Ticks) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    one_, two = entered(node, "one", child.pid), entered(node, "two")
+    assert scheduler(one_).round()
+    assert scheduler(two).round()
+    assert "one" not in {process.id for process in alive(node)}
+
+
+def test_two_schedulers_that_begin_at_once_do_not_both_act(node: Node) -> None:
+    nodes = [entered(node, f"s{n}") for n in range(6)]
+    start, acted = threading.Barrier(6), []
+
+    def run(own: Node) -> None:
+        start.wait()
+        if scheduler(own)._is_ours():
+            acted.append(own.id)
+
+    threads = [threading.Thread(target=run, args=[own]) for own in nodes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert acted == [one(node, Lease).owner]
+
+
+# -- taking back -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running(working: Node) -> Node:
+    """One job, claimed by a worker that is called ``worker``."""
+    entered(working, "worker")
+    arrive(working, dx_image())
+    close_studies(working)
+    with working.database.transaction() as session:
+        session.execute(update(Job).values(state="running", owner="worker", token=1, attempts=1))
+    return working
+
+
+def test_a_job_is_taken_back_when_its_beat_stands_still_and_not_before(
+    running: Node, ticks: Ticks, clock: Clock
+) -> None:
+    mine = scheduler(running)
+    names = ("worker", running.id)
+    mine.round()
+    for _ in range(5):
+        ticks.now += LEASE - 1
+        beat(running, *names)
+        with running.database.transaction() as session:
+            session.execute(update(Job).values(beat=Job.beat + 1))
+        mine.round()
+        assert one(running, Job).state == "running"
+    ticks.now += LEASE - 1
+    beat(running, *names)
+    mine.round()
+    assert one(running, Job).state == "running"
+    ticks.now += 1
+    beat(running, *names)
+    mine.round()
+    job = one(running, Job)
+    assert (job.state, job.token, job.owner, job.attempts) == ("ready", 2, None, 1)
+    assert job.error == "its worker died or was frozen"
+
+
+def test_a_wall_clock_that_jumps_takes_nothing_back(
+    running: Node, ticks: Ticks, clock: Clock
+) -> None:
+    mine = scheduler(running)
+    mine.round()
+    for jump in (86_400, -2 * 86_400):
+        clock.pass_(jump)
+        ticks.now += 1
+        mine.round()
+    assert one(running, Job).state == "running"
+    assert {p.id for p in alive(running)} == {"worker", running.id}
+
+
+def test_the_job_of_a_worker_that_ended_is_taken_back_at_once(running: Node, ticks: Ticks) -> None:
+    bury(running, ["worker"])
+    notes = Notes()
+    scheduler(running, notes).round()
+    assert one(running, Job).state == "ready"
+    assert ("infer", "any") in notes.said
+
+
+def test_a_job_that_kills_its_workers_goes_to_the_dead_letters(
+    running: Node, ticks: Ticks, clock: Clock
+) -> None:
+    with running.database.transaction() as session:
+        session.execute(update(Job).values(attempts=running.settings.worker.attempts))
+    bury(running, ["worker"])
+    scheduler(running).round()
+    job = one(running, Job)
+    assert (job.state, job.finished_at) == ("dead", clock.time)
+    (alert,) = list_alerts(running)
+    assert (alert["kind"], alert["subject"]) == ("job dead", f"job {job.id}")
+
+
+def test_a_delivery_is_taken_back_and_arrives(
+    working: Node, ticks: Ticks, clock: Clock, tmp_path: Path
+) -> None:
+    arrive(working, dx_image())
+    close_studies(working)
+    run_jobs(working, Saying(), ("any",))
+    with working.database.transaction() as session:
+        session.execute(update(Delivery).values(state="sending", owner="gone", token=1, attempts=1))
+    scheduler(working).round()
+    assert one(working, Delivery).state == "pending"
+    deliver(working)
+    assert (one(working, Delivery).state, one(working, Delivery).attempts) == ("sent", 2)
+
+
+def test_the_associations_of_a_listener_that_fell_silent_keep_no_study_waiting(
+    working: Node, ticks: Ticks, clock: Clock
+) -> None:
+    listener = entered(working, "listener")
+    receive_instance(working, request(dx_image(), opened(listener)))
+    mine = scheduler(working)
+    mine.round()
+    assert count(working, Job) == 0
+    ticks.now += LEASE
+    beat(working, working.id)
+    clock.pass_(1)
+    mine.round()
+    assert one(working, Association).aborted
+    assert count(working, Job) == 1
+
+
+# -- nudging -----------------------------------------------------------------------------------
+
+
+def test_ready_work_is_nudged_at_once_and_again_while_it_waits(
+    working: Node, ticks: Ticks, clock: Clock
+) -> None:
+    notes = Notes()
+    mine = scheduler(working, notes)
+    arrive(working, dx_image())
+    mine.round()
+    assert notes.said == [("infer", "any")]
+    mine.round()
+    clock.pass_(9)
+    mine.round()
+    assert len(notes.said) == 1
+    clock.pass_(1)
+    mine.round()
+    assert notes.said == [("infer", "any")] * 2
+    run_jobs(working, Saying(), ("any",))
+    mine.round()
+    assert notes.said[2:] == [("deliver", "deliver")]
+    clock.pass_(10)
+    mine.round()
+    assert notes.said[2:] == [("deliver", "deliver")] * 2
+    deliver(working)
+    clock.pass_(100)
+    mine.round()
+    assert len(notes.said) == 4
+
+
+def test_a_broker_that_is_away_is_told_when_it_is_back(
+    working: Node, ticks: Ticks, clock: Clock
+) -> None:
+    notes = Notes(up=False)
+    mine = scheduler(working, notes)
+    arrive(working, dx_image())
+    mine.round()
+    notes.up = True
+    mine.round()
+    assert notes.said == [("infer", "any")]
+
+
+def test_a_job_that_must_wait_is_nudged_when_its_time_has_come(
+    working: Node, ticks: Ticks, clock: Clock
+) -> None:
+    arrive(working, dx_image())
+    close_studies(working)
+    with working.database.transaction() as session:
+        session.execute(update(Job).values(not_before=clock.time + timedelta(seconds=60)))
+    notes = Notes()
+    mine = scheduler(working, notes)
+    mine.round()
+    assert notes.said == []
+    clock.pass_(60)
+    mine.round()
+    assert notes.said == [("infer", "any")]
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Redis]:
+    with redis_server(tmp_path) as running:
+        yield running
+
+
+def test_a_broker_that_forgets_everything_is_nudged_again(
+    sqlite_node: Node, tiny_bundle: Bundle, tmp_path: Path, broker: Redis, clock: Clock
+) -> None:
+    add_bundle(sqlite_node, tiny_bundle)
+    registry.add_destination(sqlite_node, "out", "folder", {"path": str(tmp_path / "out")})
+    rule = {"name": "all", "models": ["tiny"], "destinations": ["out"]}
+    registry.apply_rules(sqlite_node, parse_rules({"rule": [rule]}))
+    settings = BrokerSettings(url=broker.url, socket_timeout=0.5)
+    nudger = Nudger(sqlite_node.settings.model_copy(update={"broker": settings}))
+    mine = Scheduler(sqlite_node, nudger)
+    arrive(sqlite_node, dx_image())
+    mine.round()
+    assert nudger.waiting() == {"any": 1, "gpu": 0, "deliver": 0}
+    broker.flush()
+    assert nudger.waiting()["any"] == 0
+    clock.pass_(10)
+    mine.round()
+    assert nudger.waiting()["any"] == 1
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_a_broker_that_is_gone_costs_its_timeout_and_nothing_else(
+    sqlite_node: Node, broker: Redis, how: str
+) -> None:
+    settings = BrokerSettings(url=broker.url, socket_timeout=0.5)
+    nudger = Nudger(sqlite_node.settings.model_copy(update={"broker": settings}))
+    assert nudger.nudge("infer", "any")
+    if how == "killed":
+        broker.server.kill()
+    else:
+        broker.server.freeze()
+    before = os.times().elapsed
+    assert not nudger.nudge("infer", "any")
+    assert os.times().elapsed - before < 4
+    if how == "killed":
+        broker.start()
+    else:
+        broker.server.thaw()
+    eventually(lambda: nudger.nudge("infer", "any"), 10)
+
+
+# -- disk and database ---------------------------------------------------------------------------
+
+
+def test_disk_and_database_are_held_against_each_other_both_ways(
+    working: Node, clock: Clock
+) -> None:
+    arrive(working, dx_image(number=1), dx_image(number=2))
+    close_studies(working)
+    run_jobs(working, Saying(), ("any",))
+    assert reconcile(working) == {"temporary": 0, "orphans": 0, "missing": 0}
+    kept = files_of(working)
+    orphans = [
+        working.instances.path(working.instances.write(".dcm", b"", b"nobody's").name),
+        working.results.path(working.results.write(".dcm", b"", b"nobody's").name),
+    ]
+    dead = working.instances.root / "incoming" / "dead.0123"
+    mine = working.instances.root / "incoming" / f"{working.id}.0123"
+    dead.write_bytes(b"half")
+    mine.write_bytes(b"half")
+    assert reconcile(working) == {"temporary": 1, "orphans": 0, "missing": 0}
+    assert all(path.exists() for path in orphans)  # somebody may be about to name them
+    clock.pass_(3700)
+    assert reconcile(working)["orphans"] == 2
+    assert files_of(working) == sorted([*kept, mine])
+    gone = [all_of(working, Instance)[0].path, all_of(working, Result)[0].path]
+    working.instances.remove(gone[0])
+    working.results.remove(gone[1])
+    for _ in range(2):  # told once
+        assert reconcile(working)["missing"] == 2
+    assert {(a["kind"], a["subject"]) for a in list_alerts(working)} == {
+        ("file missing", name) for name in gone
+    }
+    assert len(list_alerts(working)) == 2
+
+
+def test_what_is_in_quarantine_is_no_orphan(sqlite_node: Node, clock: Clock) -> None:
+
+    arrive(sqlite_node, dx_image(sop_uid="1.2.3"))
+    with pytest.raises(ConflictingInstance):
+        arrive(sqlite_node, dx_image(sop_uid="1.2.3", KVP="80"))
+    clock.pass_(3700)
+    assert reconcile(sqlite_node) == {"temporary": 0, "orphans": 0, "missing": 0}
+    assert len(files_of(sqlite_node)) == 2
