@@ -118,7 +118,9 @@ def _excluded(instance: InstanceFacts, criteria: Criteria) -> str | None:
     types = {value.upper() for value in instance.image_type}
     if unwanted := sorted(types & {value.upper() for value in criteria.image_type_excludes}):
         return f"image type {', '.join(unwanted)}"
-    if "DERIVED" in types and not criteria.allow_derived:
+    # Lossy compression alone makes an image derived (PS3.3 C.7.6.1.1.2): its content is the same.
+    only_compressed = instance.lossy and "PRIMARY" in types
+    if "DERIVED" in types and not criteria.allow_derived and not only_compressed:
         return "derived image"
     return None
 

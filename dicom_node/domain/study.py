@@ -61,6 +61,7 @@ class InstanceFacts:
     series_number: int | None = None
     acquired: str = ""
     is_image: bool = True
+    lossy: bool = False  # Lossy Image Compression (0028,2110) is 01
     priority: str = ""
 
 

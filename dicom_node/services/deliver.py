@@ -293,7 +293,7 @@ def retry_delivery(node: Node, delivery_id: int) -> None:
         InvalidTransition: it is on its way already.
     """
     with node.database.transaction() as session:
-        row = session.get(Delivery, delivery_id)
+        row = session.get(Delivery, delivery_id, with_for_update=True)
         if row is None:
             raise NotFound("delivery", str(delivery_id))
         after("retry", str(row.id), DeliveryState(row.state))

@@ -124,6 +124,7 @@ def facts_of(header: Dataset, sha256: str, calling_ae: str, called_ae: str) -> I
         acquired=(_text(header, "AcquisitionDate") + _text(header, "AcquisitionTime"))
         or _text(header, "AcquisitionDateTime"),
         is_image=bool(_number(header, "Rows")) and bool(_number(header, "Columns")),
+        lossy=_text(header, "LossyImageCompression") == "01",
         priority=_text(header, "RequestedProcedurePriority"),
     )
 

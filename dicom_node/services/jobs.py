@@ -52,7 +52,7 @@ def show_job(node: Node, job_id: int) -> dict[str, Any]:
 def retry_job(node: Node, job_id: int) -> None:
     """Let a dead or cancelled job run again, with its attempts counted anew."""
     with node.database.transaction() as session:
-        job = _job(session, job_id)
+        job = _job(session, job_id, lock=True)
         job.state = after("retry", str(job.id), JobState(job.state))
         job.attempts, job.error, job.not_before, job.finished_at = 0, "", None, None
 
@@ -60,7 +60,7 @@ def retry_job(node: Node, job_id: int) -> None:
 def cancel_job(node: Node, job_id: int) -> None:
     """Stop a job that waits or runs; a running one's result will find its claim stale."""
     with node.database.transaction() as session:
-        job = _job(session, job_id)
+        job = _job(session, job_id, lock=True)
         job.state = after("cancel", str(job.id), JobState(job.state))
         job.token += 1
         job.finished_at, job.error = node.now(), "cancelled by an administrator"
@@ -94,7 +94,12 @@ def rerun_study(node: Node, study_uid: str, model: str | None = None) -> list[in
         jobs = session.scalars(select(Job).where(Job.id.in_(newest))).all()
         if not jobs:
             raise NotFound("finished job of study", study_uid)
-        superseded = {job.predecessor_id for job in jobs}
+        successors = (
+            select(Job.predecessor_id)
+            .join(Revision)
+            .where(Revision.study_id == study.id, Job.state != JobState.CANCELLED)
+        )
+        superseded = set(session.scalars(successors))
         made = [_again(session, node, job) for job in jobs if job.id not in superseded]
         return [job.id for job in made if job is not None]
 
@@ -132,8 +137,8 @@ def _again(session: Session, node: Node, job: Job) -> Job | None:
     return new
 
 
-def _job(session: Session, job_id: int) -> Job:
-    job = session.get(Job, job_id)
+def _job(session: Session, job_id: int, lock: bool = False) -> Job:
+    job = session.get(Job, job_id, with_for_update=lock)
     if job is None:
         raise NotFound("job", str(job_id))
     return job

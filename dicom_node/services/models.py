@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -60,10 +61,12 @@ def add_models(node: Node, paths: Sequence[Path]) -> list[dict[str, Any]]:
             checks = verify([bundle.path for bundle in bundles])
         except BundleError as error:
             raise ConfigurationError(str(error)) from error
-        for bundle in bundles:
-            if not (folder := bundle_folder(node, bundle.digest)).exists():
-                bundle.path.rename(folder)
-            _enter(node, bundle)
+        # Entered all or none, and before they are kept: a refused bundle leaves nothing behind.
+        with node.database.transaction() as session:
+            for bundle in bundles:
+                _enter(session, bundle, node.now())
+            for n, bundle in enumerate(bundles):
+                _keep(bundle, bundle_folder(node, bundle.digest), Path(waiting) / f"old-{n}")
     return [
         {
             "name": bundle.manifest.name,
@@ -157,28 +160,37 @@ def find(session: Session, name: str) -> Model:
     return rows[0]
 
 
-def _enter(node: Node, bundle: Bundle) -> None:
+def _keep(bundle: Bundle, folder: Path, aside: Path) -> None:
+    """Put it in its place, unless it lies there whole; what was altered there goes aside."""
+    try:
+        open_bundle(folder)
+    except BundleError:
+        if folder.exists():
+            folder.rename(aside)
+        bundle.path.rename(folder)
+
+
+def _enter(session: Session, bundle: Bundle, now: datetime) -> None:
     manifest = bundle.manifest
-    with node.database.transaction() as session:
-        row = session.scalar(
-            select(Model).where(Model.name == manifest.name, Model.version == manifest.version)
+    row = session.scalar(
+        select(Model).where(Model.name == manifest.name, Model.version == manifest.version)
+    )
+    if row is not None and row.digest != bundle.digest:
+        raise ConfigurationError(
+            f"{manifest.name}@{manifest.version} is known with other content; "
+            "a changed model needs a new version"
         )
-        if row is not None and row.digest != bundle.digest:
-            raise ConfigurationError(
-                f"{manifest.name}@{manifest.version} is known with other content; "
-                "a changed model needs a new version"
+    if row is None:
+        session.add(
+            Model(
+                name=manifest.name,
+                version=manifest.version,
+                state=ModelState.STAGED,
+                digest=bundle.digest,
+                manifest=manifest.model_dump(mode="json"),
+                added_at=now,
             )
-        if row is None:
-            session.add(
-                Model(
-                    name=manifest.name,
-                    version=manifest.version,
-                    state=ModelState.STAGED,
-                    digest=bundle.digest,
-                    manifest=manifest.model_dump(mode="json"),
-                    added_at=node.now(),
-                )
-            )
+        )
 
 
 def _told(row: Model) -> dict[str, Any]:

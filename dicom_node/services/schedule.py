@@ -135,6 +135,8 @@ class Scheduler:
                     state=JobState.DEAD if last else JobState.READY,
                     token=Job.token + 1,  # the old worker's claim is stale from here on
                     owner=None,
+                    nudged_at=None,  # its nudge died with its worker
+                    finished_at=node.now() if last else None,
                     error="its worker died or was frozen",
                 )
             )

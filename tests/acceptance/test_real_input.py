@@ -72,15 +72,10 @@ def jpeg_ls(folder: Path) -> Sent:
 
 
 def rg1(folder: Path, syntax: str, number: int) -> Path:
-    """A full-size chest PA, as a study of its own, its compressed pixels as they are.
-
-    The shipped model passes over derived images, and these call themselves derived for their
-    compression alone.
-    """
+    """A full-size chest PA, as a study of its own, its compressed pixels as they are."""
     file = shared("dicom", "dicom-test-files", "data", "WG04", syntax, f"RG1_{syntax}")
     ds = pydicom.dcmread(file)
     ds.StudyInstanceUID, ds.SeriesInstanceUID = uid("rg1", number), uid("rg1", number, "series")
-    ds.ImageType = ["ORIGINAL", "PRIMARY"]
     ds.save_as(folder / file.name)
     return folder / file.name
 

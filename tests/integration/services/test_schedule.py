@@ -100,7 +100,8 @@ def beat(node: Node, *names: str) -> None:
 
 
 def scheduler(node: Node, notes: Any = None) -> Scheduler:
-    return Scheduler(node, notes or Notes())
+    told: Any = notes or Notes()
+    return Scheduler(node, told)
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ def test_what_does_not_fit_is_passed_over_with_the_reason(
         ({"thickness_mm": (0.5, 3.0)}, {"thickness_mm": None}),
         ({"thickness_mm": (0.5, 3.0)}, {"thickness_mm": 3.0}),
         ({"allow_derived": True}, {"image_type": ("DERIVED", "PRIMARY")}),
+        ({}, {"image_type": ("DERIVED", "PRIMARY"), "lossy": True}),  # by its compression alone
         ({"orientation": "any"}, {}),
         ({"kernel": ("sharp", "^B[67]")}, {"kernel": "b70f"}),
         ({"modality": ()}, {"modality": ""}),
