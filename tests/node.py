@@ -437,12 +437,12 @@ def maps_torch(process: psutil.Process) -> bool:
     return False
 
 
-def in_parallel(*tasks: Callable[[], T]) -> list[T]:
+def in_parallel(*tasks: Callable[[], Any]) -> list[Any]:
     """Run functions at once, each in a thread; their values in order, or the first failure."""
-    values: dict[int, T] = {}
+    values: dict[int, Any] = {}
     failures: list[BaseException] = []
 
-    def run(number: int, task: Callable[[], T]) -> None:
+    def run(number: int, task: Callable[[], Any]) -> None:
         try:
             values[number] = task()
         except BaseException as error:

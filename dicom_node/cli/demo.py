@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicom_node.cli.output import Json, console, print_json
+from dicom_node.cli.output import Json, console, many, print_json
 
 if TYPE_CHECKING:
     from dicom_node.demo.run import Outcome
@@ -74,7 +74,7 @@ def _tell(outcome: Outcome, output: Path, number: int, quiet: bool) -> dict[str,
     from dicom_node.demo.report import findings, remarks
 
     header = dcmread(outcome.sources[0], stop_before_pixels=True)
-    title = f"{header.get('Modality', '')} study, {len(outcome.sources)} instances"
+    title = f"{header.get('Modality', '')} study, {many(len(outcome.sources), 'instance')}"
     reports = [dcmread(path) for path in outcome.reports]
     tracked = {uid: finding for report in reports for uid, finding in findings(report).items()}
     found = [finding.sentence for finding in tracked.values()]

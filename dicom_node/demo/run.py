@@ -98,7 +98,8 @@ def run(
         _wait_ready(node)
         closed: dict[str, float] = {}
         for uid, files in studies.items():
-            say(f"sending {len(files)} instances by C-STORE")
+            modality = dcmread(files[0], specific_tags=["Modality"]).get("Modality", "a")
+            say(f"sending a {modality} study by C-STORE, instances: {len(files)}")
             _send(node, files)
             closed[uid] = time.time()
         outcomes = _wait(node, studies, say, patience)
@@ -295,7 +296,11 @@ def _collect(node: Node, pacs: Path, outcome: Outcome, closed: float) -> None:
             if sent_at is not None:
                 outcome.seconds = max(outcome.seconds or 0.0, sent_at.timestamp() - closed)
     if not rows:
-        outcome.state = f"{kept} instances kept; no rule and model wanted them"
+        outcome.state = (
+            f"kept ({kept} received), and nothing wanted it; "
+            f"`dicom-node -c {node.settings.storage.folder.parent / 'dicom-node.toml'} "
+            f"studies why {outcome.study}` says why"
+        )
 
 
 def _free_port() -> int:

@@ -15,7 +15,7 @@ from tests.acceptance.conftest import Hospital
 from tests.node import described, maps_torch
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "torchvision", "highdicom", "training")
+HEAVY = ("torch", "torchvision", "highdicom")
 LOADED_AFTER = """
 import json, sys
 from dicom_node.cli.main import main

@@ -27,12 +27,12 @@ from dicom_node.services.context import Node
 from dicom_node.services.infer import run_jobs
 from dicom_node.services.models import bundle_folder
 from dicom_node.store.files import Folder
-from dicom_node.store.tables import Delivery, Instance, Job, Model, Result
+from dicom_node.store.tables import Delivery, Instance, Job, Model, Result, Revision
 from dicom_node.worker.engines import WarmEngines
 from inference.bundle import Bundle
 from inference.types import ImageStack, Prediction
 from tests.arrivals import all_of, arrive, count, files_of, one, opened, request
-from tests.dicoms import ct_series, dx_image, phantom
+from tests.dicoms import ct_series, dx_image, phantom, uid
 from tests.nodes import Clock, add_bundle
 
 ANY = ("any",)
@@ -189,6 +189,27 @@ def test_a_late_image_gives_a_report_that_names_its_predecessor(local: Node, clo
     assert named.ReferencedSOPInstanceUID == old.sop_instance_uid
     assert {uid: path.read_bytes() for uid, path in before.items()} == kept
     assert count(local, Result) == len({r.sop_instance_uid for r in all_of(local, Result)}) == 4
+
+
+def test_a_pacs_that_forwards_everything_back_starts_nothing(local: Node, clock: Clock) -> None:
+    """Our own results included, as they were sent and as a PACS may rewrite them."""
+    image = radiograph(1)
+    ready(local, clock, image)
+    run_jobs(local, WarmEngines(local), ANY)
+    ours = [pydicom.dcmread(local.results.path(row.path)) for row in all_of(local, Result)]
+    rewritten = pydicom.dcmread(local.results.path(all_of(local, Result)[0].path))
+    rewritten.SOPInstanceUID = uid("rewritten by the PACS")  # in our series still
+    rewritten.file_meta.MediaStorageSOPInstanceUID = rewritten.SOPInstanceUID
+    outcomes = arrive(local, image, *ours, rewritten, calling="PACS")
+    assert outcomes == ["duplicate", "stored", "stored", "stored"]
+    clock.pass_(10_000)
+    assert close_studies(local) == 0
+    assert (count(local, Job), count(local, Revision)) == (1, 1)
+    notes = [row.note for row in all_of(local, Instance)]
+    assert notes == ["", *["a result of this node that came back"] * 3]
+    # A late image of the modality still counts, and only the images are its inputs.
+    ready(local, clock, dx_image(number=2, patient_id="P1", study_uid=str(image.StudyInstanceUID)))
+    assert [r.instances for r in all_of(local, Revision)] == [1, 2]
 
 
 def test_a_rerun_is_a_new_generation_with_uids_of_its_own(local: Node, clock: Clock) -> None:

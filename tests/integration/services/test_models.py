@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -53,8 +55,10 @@ def test_a_bundle_is_checked_kept_staged_and_runs_once_active(
 
 
 def test_a_zip_is_as_good_and_adding_again_changes_nothing(
-    sqlite_node: Node, tiny_bundle: Bundle, tmp_path: Path
+    sqlite_node: Node, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The check in a child process has tests of its own.
+    monkeypatch.setattr(models, "verify", lambda paths: [{} for _ in paths])
     packed = shutil.make_archive(str(tmp_path / "tiny"), "zip", tiny_bundle.path)
     add_model(sqlite_node, Path(packed))
     set_state(sqlite_node, "tiny", ModelState.ACTIVE)
@@ -84,8 +88,6 @@ def test_a_bundle_that_computes_something_else_than_it_says_is_refused(
     sqlite_node: Node, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     """Another's golden output, with every digest in order."""
-    from hashlib import sha256
-
     other = make_tiny_bundle(tmp_path / "other", seed=5)
     folder = tmp_path / "mixed"
     shutil.copytree(tiny_bundle.path, folder)
@@ -152,7 +154,6 @@ def test_a_model_is_shown_with_its_card_while_its_files_are_there(
 def test_a_damaged_bundle_comes_back_when_it_is_added_again(
     sqlite_node: Node, tiny_bundle: Bundle, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The check in a child process has tests of its own.
     monkeypatch.setattr(models, "verify", lambda paths: [{} for _ in paths])
     add_bundle(sqlite_node, tiny_bundle)
     folder = bundle_folder(sqlite_node, tiny_bundle.digest)
@@ -167,8 +168,6 @@ def test_a_damaged_bundle_comes_back_when_it_is_added_again(
 
 
 def test_the_services_load_no_torch() -> None:
-    import subprocess
-
     script = (
         "import sys, pkgutil, importlib, dicom_node.services as s\n"
         "[importlib.import_module(f'dicom_node.services.{m.name}')"

@@ -1,0 +1,32 @@
+"""The benchmarks run and print what they promise; their figures are judged by people."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import ingest, whole_way
+
+
+def rows(printed: str) -> list[list[str]]:
+    """The body of the Markdown table."""
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_ingest_compares_with_storescp(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ingest.main(["--instances", "8", "--repeat", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "cores" in printed
+    told = rows(printed)
+    assert [row[0] for row in told] == ["1", "4"]
+    assert all(float(row[3]) > 0 for row in told)
+
+
+@pytest.mark.slow
+def test_the_whole_way_is_longer_than_its_forward_passes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert whole_way.main(["--repeat", "1", "--slices", "4"]) == 0
+    for row in rows(capsys.readouterr().out):
+        total, forward = (float(cell.split("/")[1]) for cell in row[1:3])
+        assert 0 < forward < total
