@@ -35,6 +35,15 @@ _ITEM, _ITEM_END, _SEQUENCE_END = (
     0xE00DFFFE,
     0xE0DDFFFE,
 )  # read as one little-endian long
+# What must be readable: a patient id that cannot be read is no absent one.
+_IDENTITY = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "IssuerOfPatientID",
+)
 _LONG = {vr.encode() for vr in EXPLICIT_VR_LENGTH_32}
 
 
@@ -59,7 +68,8 @@ def read_header(data: bytes, transfer_syntax: str) -> Dataset:
         raise UnreadableDataSet("the data set is truncated") from None
     try:
         header = read_dataset(BytesIO(data), implicit, True, stop_when=_at_pixels)
-        header.walk(_touch)  # pydicom parses values when they are asked for: ask now
+        for name in _IDENTITY:  # pydicom parses a value when it is asked for
+            header.get(name)
     except RecursionError:
         raise UnreadableDataSet("sequences are nested beyond reason") from None
     except Exception as error:  # pydicom raises whatever the damaged value happens to cause
@@ -135,7 +145,7 @@ def _sop_class_name(header: Dataset) -> str:
 
 
 def _text(header: Dataset, name: str) -> str:
-    value = header.get(name)
+    value = _get(header, name)
     return "" if value is None else _plain(value)
 
 
@@ -150,7 +160,7 @@ def _uid(header: Dataset, name: str) -> str:
 
 
 def _values(header: Dataset, name: str) -> tuple[str, ...]:
-    value = header.get(name)
+    value = _get(header, name)
     if value is None or value == "":
         return ()
     parts = [value] if isinstance(value, str) else list(value)
@@ -159,7 +169,7 @@ def _values(header: Dataset, name: str) -> tuple[str, ...]:
 
 def _number(header: Dataset, name: str) -> float | None:
     try:
-        value = float(header.get(name))
+        value = float(_get(header, name))
     except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
@@ -168,9 +178,9 @@ def _number(header: Dataset, name: str) -> float | None:
 def _shared(header: Dataset, macro: str, name: str) -> Any:
     """An attribute of a functional group that all frames share, or of the first frame."""
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in list(header.get(groups) or ())[:1]:
-            for item in list(group.get(macro) or ())[:1]:
-                if item.get(name) is not None:
+        for group in list(_get(header, groups) or ())[:1]:
+            for item in list(_get(group, macro) or ())[:1]:
+                if _get(item, name) is not None:
                     return item
     return Dataset()
 
@@ -181,7 +191,8 @@ def _shared_thickness(header: Dataset) -> float | None:
 
 def _orientation(header: Dataset) -> tuple[float, ...] | None:
     name = "ImageOrientationPatient"
-    value = header.get(name) or _shared(header, "PlaneOrientationSequence", name).get(name)
+    shared = _shared(header, "PlaneOrientationSequence", name)
+    value = _get(header, name) or _get(shared, name)
     try:
         cosines = tuple(float(cosine) for cosine in value or ())
     except (TypeError, ValueError):
@@ -190,8 +201,8 @@ def _orientation(header: Dataset) -> tuple[float, ...] | None:
 
 
 def _coded_region(header: Dataset) -> str:
-    for item in list(header.get("AnatomicRegionSequence") or ())[:1]:
-        return _plain(item.get("CodeMeaning", ""))
+    for item in list(_get(header, "AnatomicRegionSequence") or ())[:1]:
+        return _text(item, "CodeMeaning")
     return ""
 
 
@@ -199,8 +210,12 @@ def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
     return tag in _PIXELS
 
 
-def _touch(_dataset: Dataset, element: Any) -> None:
-    _ = element.value
+def _get(header: Dataset, name: str) -> Any:
+    """A value, or None where it makes no sense: one bad attribute must not lose an image."""
+    try:
+        return header.get(name)
+    except Exception:  # pydicom raises whatever the damaged value happens to cause
+        return None
 
 
 def _check_declared(header: Dataset) -> None:

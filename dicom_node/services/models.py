@@ -20,10 +20,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 import dicom_node
+from dicom_node.domain.job import JobState, after
 from dicom_node.domain.model import ModelState, check_transition
 from dicom_node.errors import ConfigurationError, NotFound
 from dicom_node.services.context import Node
-from dicom_node.store.tables import Model
+from dicom_node.store.tables import Job, Model
 from inference.bundle import Bundle, open_bundle
 from inference.errors import BundleError
 
@@ -107,6 +108,9 @@ def _copy(path: Path, waiting: Path) -> Bundle:
 def set_state(node: Node, name: str, state: ModelState) -> None:
     """Move a version to another state; an activated one retires the active one of its name.
 
+    A version that is retired by hand has its waiting jobs cancelled: it may have been found wrong.
+    One that only gave way to its successor still runs what was planned for it.
+
     Args:
         name: ``name@version``, or a name where there is one version only.
 
@@ -123,6 +127,11 @@ def set_state(node: Node, name: str, state: ModelState) -> None:
             )
             for other in others:
                 other.state = ModelState.RETIRED
+        if state is ModelState.RETIRED:
+            waiting = select(Job).where(Job.model_id == row.id, Job.state == JobState.READY)
+            for job in session.scalars(waiting.with_for_update()):
+                job.state = after("cancel", str(job.id), JobState(job.state))
+                job.finished_at, job.error = node.now(), "its model was retired"
         row.state = state
 
 

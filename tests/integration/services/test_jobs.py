@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from dicom_node.domain.model import ModelState
 from dicom_node.domain.routing import parse_rules
 from dicom_node.errors import InvalidTransition, NotFound
-from dicom_node.services import jobs, registry
+from dicom_node.services import jobs, models, registry
 from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
 from dicom_node.services.infer import run_jobs
@@ -161,3 +162,10 @@ def test_a_rerun_of_what_is_unknown_says_so(node: Node) -> None:
     run(node)
     with pytest.raises(NotFound):
         jobs.rerun_study(node, STUDY, "other")
+
+
+def test_a_model_retired_by_hand_runs_nothing_that_waited(node: Node) -> None:
+    models.set_state(node, "tiny", ModelState.RETIRED)
+    assert run(node) == 0
+    (row,) = jobs.list_jobs(node)
+    assert (row["state"], row["error"]) == ("cancelled", "its model was retired")

@@ -339,3 +339,14 @@ def test_damage_anywhere_is_refused_by_name_or_gives_facts_that_can_be_stored() 
         except RefusedInstance:
             continue
         _storable(header)
+
+
+def test_one_senseless_value_loses_no_image_and_counts_as_absent() -> None:
+    data = encode(ct_slice())
+    at = data.index(b"\x18\x00\x50\x00DS") + 6  # Slice Thickness (0018,0050)
+    length = int.from_bytes(data[at : at + 2], "little")
+    broken = data[: at + 2] + b"x" * length + data[at + 2 + length :]
+    header = read_header(broken, str(ExplicitVRLittleEndian))
+    facts = facts_of(header, "0" * 64, "CT1", "NODE")
+    assert facts.thickness_mm is None
+    assert facts.rows == int(ct_slice().Rows)
