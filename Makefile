@@ -1,6 +1,6 @@
 # make demo          set up everything and run the main job (STUDY=folder takes your own DICOM files)
 # make test          set up everything and run all tests
-# make check         ruff, mypy, import-linter and the everyday tests
+# make check         ruff, mypy, import-linter and the everyday tests: those without servers
 # make figures       the measurements that README quotes
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev services lint
 	$(BIN)/pytest
 
 check: $(VENV)/.installed-dev lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow" tests/unit
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
