@@ -42,7 +42,8 @@ def demo(
     from dicom_node.demo.run import forget_environment, run
 
     forget_environment()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop all that was started then too
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores the first
+        signal.signal(number, signal.default_int_handler)  # stop all that was started then too
     started = time.monotonic()
     drawing = Drawing(seed=seed, lungs=(right_lung, left_lung), air=ct_lungs)
     with console.status("") as status:
