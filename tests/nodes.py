@@ -27,10 +27,10 @@ from dicom_node.services.context import Node
 from dicom_node.services.deliver import deliver
 from dicom_node.services.infer import Engines, run_jobs
 from dicom_node.services.models import bundle_folder
-from dicom_node.services.processes import place
+from dicom_node.services.processes import register
 from dicom_node.settings import Settings
 from dicom_node.store.migrate import upgrade
-from dicom_node.store.tables import Model, Process
+from dicom_node.store.tables import Model
 from inference.bundle import Bundle
 
 
@@ -52,18 +52,7 @@ def make_node(folder: Path, clock: Clock | None = None, **sections: Any) -> Node
     settings = Settings(**{"storage": {"folder": folder}, "node_salt": "tests", **sections})
     node = Node.open(settings, "test", clock or Clock())
     upgrade(node.database)
-    host, pid = place()
-    with node.database.transaction() as session:  # associations belong to a process
-        session.add(
-            Process(
-                id=node.id,
-                role=node.role,
-                host=host,
-                pid=pid,
-                started_at=node.now(),
-                beat_at=node.now(),
-            )
-        )
+    register(node)  # associations belong to a process
     return node
 
 

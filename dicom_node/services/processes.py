@@ -64,9 +64,8 @@ def beating(beat: Callable[[], None], every: float) -> Iterator[None]:
         thread.join()
 
 
-@contextmanager
-def registered(node: Node) -> Iterator[None]:
-    """Stand in the table of processes, beating, while the block runs."""
+def register(node: Node) -> None:
+    """Enter this process into the table."""
     host, pid = place()
     with node.database.transaction() as session:
         session.add(
@@ -79,6 +78,12 @@ def registered(node: Node) -> Iterator[None]:
                 beat_at=node.now(),
             )
         )
+
+
+@contextmanager
+def registered(node: Node) -> Iterator[None]:
+    """Stand in the table of processes, beating, while the block runs."""
+    register(node)
 
     def beat() -> None:
         with node.database.transaction() as session:

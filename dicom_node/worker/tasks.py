@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import structlog
 from celery import shared_task, signals
 
 from dicom_node import telemetry
@@ -20,8 +19,6 @@ from dicom_node.settings import Settings, load
 
 if TYPE_CHECKING:
     from dicom_node.worker.engines import WarmEngines
-
-log = structlog.get_logger(__name__)
 
 
 @shared_task(name=INFER)
