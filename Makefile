@@ -2,15 +2,19 @@
 # make test          set up everything and run all tests
 # make check         ruff, mypy, import-linter and the everyday tests: those without servers
 # make figures       the measurements that README quotes
+# make view          the demo's results, or those of STUDY=folder, in the OHIF viewer
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint figures services clean
+.PHONY: demo view test check lint figures services clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dicom-node demo $(if $(STUDY),--study "$(STUDY)")
+
+view: $(VENV)/.installed-dev services
+	@$(BIN)/python -m tests.viewer.view $(if $(STUDY),"$(STUDY)")
 
 test: $(VENV)/.installed-dev services lint
 	$(BIN)/pytest
@@ -27,6 +31,7 @@ lint: $(VENV)/.installed-dev
 figures: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.ingest
 	$(BIN)/python -m tests.benchmarks.whole_way
+	$(BIN)/python -m tests.benchmarks.segmentation
 
 services:
 	@sh tests/install-services.sh

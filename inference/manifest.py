@@ -133,6 +133,9 @@ class Label(_Strict):
         default=0.0, ge=0, lt=1, description="smaller than this share of the image: nothing"
     )
     fill_holes: bool = False
+    longest_diameter: bool = Field(
+        default=False, description="measure and draw it: for lesions rather than organs"
+    )
 
 
 class Golden(_Strict):

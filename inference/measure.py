@@ -1,4 +1,4 @@
-"""Owns what is measured on a mask: area on a projection, volume in a stack of slices.
+"""Owns what is measured on a mask: area on a projection, volume of slices, longest diameter.
 
 Refuses to measure in millimetres where the source gave no spacing that can be trusted: then it
 counts pixels and says so in the unit.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import ConvexHull
 
 from inference.types import Code, ImageStack, Measurement
 
 AREA = Code("42798000", "SCT", "Area")
 VOLUME = Code("118565006", "SCT", "Volume")
+LONG_AXIS = Code("103339001", "SCT", "Long axis")
 SQUARE_MILLIMETRE = Code("mm2", "UCUM", "square millimeter")
 MILLILITRE = Code("ml", "UCUM", "milliliter")
+MILLIMETRE = Code("mm", "UCUM", "millimeter")
 PIXELS = Code("{pixels}", "UCUM", "pixels")
 
 NO_SPACING = "The image gives no pixel spacing: areas are counts of pixels."
@@ -52,6 +55,49 @@ def measure(mask: NDArray[np.bool_], stack: ImageStack) -> tuple[Measurement, ..
         for i, count in enumerate(counts)
         if count
     )
+
+
+def longest_diameter(mask: NDArray[np.bool_], stack: ImageStack) -> tuple[Measurement, ...]:
+    """The longest straight line between two points of a mask's border within one frame.
+
+    The in-plane diameter that RECIST measures, between outer edges of pixels; it may cross what
+    does not belong to the mask.
+
+    Args:
+        mask: ``(frames, rows, columns)`` on the stack's grid.
+        stack: gives spacing; without it the length is in pixels.
+
+    Returns:
+        One measurement in mm or pixels on the frame where it is longest, with the line along which
+        it was measured; nothing on an empty mask.
+    """
+    spacing = np.array(stack.spacing or (1.0, 1.0))
+    best, line, where = 0.0, np.zeros((2, 2)), 0
+    for frame in np.flatnonzero(mask.any(axis=(1, 2))):
+        corners = _corners(mask[frame])
+        scaled = corners * spacing
+        if np.hypot(*np.ptp(scaled, axis=0)) <= best:  # its box has no longer line in it
+            continue
+        hull = corners[ConvexHull(scaled).vertices]
+        steps = (hull[:, None] - hull[None]) * spacing
+        lengths = np.hypot(steps[..., 0], steps[..., 1])
+        first, second = np.unravel_index(int(lengths.argmax()), lengths.shape)
+        if lengths[first, second] > best:
+            best, line, where = float(lengths[first, second]), hull[[first, second]], int(frame)
+    if not best:
+        return ()
+    unit = MILLIMETRE if stack.spacing is not None else PIXELS
+    (top, left), (bottom, right) = line.tolist()
+    return (Measurement(LONG_AXIS, best, unit, frame=where, line=((left, top), (right, bottom))),)
+
+
+def _corners(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Outer corners of the first and the last pixel of each row, as ``(n, 2)`` row and column."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    left = mask[rows].argmax(axis=1)
+    right = mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
+    ends = [np.stack([rows + down, side], axis=1) for down in (0, 1) for side in (left, right)]
+    return np.concatenate(ends).astype(np.float64)
 
 
 def thicknesses(stack: ImageStack) -> NDArray[np.float64] | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference.manifest import Label, Manifest
-from inference.measure import measure
+from inference.measure import longest_diameter, measure
 from inference.preprocessing import Geometry
 from inference.types import ImageStack, Segment
 
@@ -66,7 +66,8 @@ def segments(
             laterality=label.laterality.code() if label.laterality else None,
             colour=label.colour,
             mask=masks[i],
-            measurements=measure(masks[i], stack),
+            measurements=measure(masks[i], stack)
+            + (longest_diameter(masks[i], stack) if label.longest_diameter else ()),
             probability=None if raised is None else raised[i],
         )
         for i, label in enumerate(manifest.labels)

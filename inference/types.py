@@ -105,12 +105,19 @@ class ImageStack:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number with what it measures and its UCUM unit; ``frame`` where it holds for one only."""
+    """A number with what it measures and its UCUM unit.
+
+    Attributes:
+        frame: where it holds for one frame only.
+        line: the two ends between which a length was measured on ``frame``, each (column, row) in
+            pixels of the input grid, counted at edges as `Box` counts; None for all but lengths.
+    """
 
     name: Code
     value: float
     unit: Code
     frame: int | None = None
+    line: tuple[tuple[float, float], tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,8 @@ class Finding:
         score: the number behind a grade.
         boxes: where, for detection.
         site: anatomical location.
+        saliency: ``(frames, rows, columns)`` float32 in 0..1 on the input's grid, how much each
+            pixel spoke for the finding (Grad-CAM); None where nobody asked.
     """
 
     label: str
@@ -183,6 +192,7 @@ class Finding:
     score: float | None = None
     boxes: tuple[Box, ...] = ()
     site: Code | None = None
+    saliency: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

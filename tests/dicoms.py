@@ -24,6 +24,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 CT = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 MR = "1.2.840.10008.5.1.4.1.1.4"
+ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.1"
 DX_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"
@@ -417,8 +418,69 @@ def enhanced_ct(
         seed=seed,
     )
     _set_grey(ds, stored, 16, signed=True)
-    ds.NumberOfFrames = n
+    _add_enhanced(ds, shape, step, spacing, order)
     ds.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    ds.SharedFunctionalGroupsSequence = [_shared_ct(spacing)]
+    for frame, slope in zip(ds.PerFrameFunctionalGroupsSequence, slopes, strict=True):
+        frame.PixelValueTransformationSequence = [
+            item(RescaleIntercept=_ds(intercept), RescaleSlope=_ds(slope), RescaleType="HU")
+        ]
+    return _with(ds, attributes)
+
+
+def enhanced_mr(
+    n: int = 4,
+    *,
+    shape: tuple[int, int] = (64, 64),
+    step: float = 5.0,
+    spacing: Sequence[float] = (1.0, 1.0),
+    order: Sequence[int] | None = None,
+    patient_id: str = "TEST-1",
+    study_uid: str | None = None,
+    series_uid: str | None = None,
+    sop_uid: str | None = None,
+    seed: int = 0,
+    **attributes: Any,
+) -> Dataset:
+    """An Enhanced MR of ``n`` frames, its values as stored; frames lie as in `enhanced_ct`."""
+    order = list(range(n)) if order is None else list(order)
+    stored = np.stack([phantom(shape, seed=seed + z) for z in order])
+    ds = _image(
+        ENHANCED_MR,
+        "MR",
+        patient_id=patient_id,
+        study_uid=study_uid,
+        series_uid=series_uid,
+        sop_uid=sop_uid,
+        number=1,
+        seed=seed,
+    )
+    _set_grey(ds, stored, 12, signed=False)
+    _add_enhanced(ds, shape, step, spacing, order)
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "T1", "NONE"]
+    ds.ComplexImageComponent, ds.AcquisitionContrast = "MAGNITUDE", "T1"
+    ds.ResonantNucleus, ds.KSpaceFiltering = "1H", "NONE"
+    ds.MagneticFieldStrength, ds.ApplicableSafetyStandardAgency = 1.5, "IEC"
+    ds.PulseSequenceName, ds.MRAcquisitionType, ds.EchoPulseSequence = "se2d", "2D", "SPIN"
+    ds.GeometryOfKSpaceTraversal, ds.SegmentedKSpaceTraversal = "RECTILINEAR", "SINGLE"
+    ds.NumberOfKSpaceTrajectories, ds.SteadyStatePulseSequence = 1, "NONE"
+    ds.SaturationRecovery, ds.SpectrallySelectedSuppression = "NO", "NONE"
+    ds.MultipleSpinEcho = ds.MultiPlanarExcitation = ds.PhaseContrast = "NO"
+    ds.TimeOfFlightContrast = ds.EchoPlanarPulseSequence = "NO"
+    ds.OversamplingPhase, ds.RectilinearPhaseEncodeReordering = "NONE", "LINEAR"
+    ds.SharedFunctionalGroupsSequence = [_shared_mr(spacing)]
+    return _with(ds, attributes)
+
+
+def _add_enhanced(
+    ds: Dataset,
+    shape: tuple[int, int],
+    step: float,
+    spacing: Sequence[float],
+    order: Sequence[int],
+) -> None:
+    """What enhanced CT and MR have in common: dimensions, and a place for each frame."""
+    ds.NumberOfFrames = len(order)
     ds.AcquisitionDateTime = "20240102030405"
     ds.ContentDate, ds.ContentTime = "20240102", "030405"
     ds.FrameOfReferenceUID = uid("frame of reference", ds.SeriesInstanceUID)
@@ -442,7 +504,6 @@ def enhanced_ct(
             DimensionDescriptionLabel="In-Stack Position",
         )
     ]
-    ds.SharedFunctionalGroupsSequence = [_shared_ct(spacing)]
     ds.PerFrameFunctionalGroupsSequence = [
         item(
             FrameContentSequence=[
@@ -465,90 +526,171 @@ def enhanced_ct(
                     ]
                 )
             ],
-            PixelValueTransformationSequence=[
-                item(RescaleIntercept=_ds(intercept), RescaleSlope=_ds(slope), RescaleType="HU")
-            ],
         )
-        for z, slope in zip(order, slopes, strict=True)
+        for z in order
     ]
-    return _with(ds, attributes)
 
 
-def _shared_ct(spacing: Sequence[float]) -> Dataset:
-    """The functional groups that CT frames share (PS3.3 A.38.1.4)."""
+def _shared_place(spacing: Sequence[float], region: Dataset) -> Dataset:
+    """The functional groups that frames of any modality share (PS3.3 C.7.6.16.2)."""
     return item(
         PixelMeasuresSequence=[item(PixelSpacing=[_ds(v) for v in spacing], SliceThickness="5")],
         PlaneOrientationSequence=[item(ImageOrientationPatient=[_ds(v) for v in AXIAL])],
         FrameVOILUTSequence=[item(WindowCenter="40", WindowWidth="400")],
-        FrameAnatomySequence=[
-            item(
-                FrameLaterality="U",
-                AnatomicRegionSequence=[code("51185008", "SCT", "Chest")],
-            )
-        ],
-        IrradiationEventIdentificationSequence=[item(IrradiationEventUID=uid("irradiation"))],
-        CTImageFrameTypeSequence=[
-            item(
-                FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"],
-                PixelPresentation="MONOCHROME",
-                VolumetricProperties="VOLUME",
-                VolumeBasedCalculationTechnique="NONE",
-            )
-        ],
-        CTAcquisitionTypeSequence=[
-            item(AcquisitionType="SEQUENCED", ConstantVolumeFlag="NO", FluoroscopyFlag="NO")
-        ],
-        CTAcquisitionDetailsSequence=[
-            item(
-                RotationDirection="CW",
-                RevolutionTime=1.0,
-                SingleCollimationWidth=5.0,
-                TotalCollimationWidth=5.0,
-                TableHeight=0.0,
-                GantryDetectorTilt=0.0,
-                DataCollectionDiameter=500.0,
-            )
-        ],
-        CTGeometrySequence=[
-            item(DistanceSourceToDetector=1000.0, DistanceSourceToDataCollectionCenter=500.0)
-        ],
-        CTReconstructionSequence=[
-            item(
-                ReconstructionAlgorithm="FILTER_BACK_PROJ",
-                ConvolutionKernel="STANDARD",
-                ConvolutionKernelGroup="SOFT_TISSUE",
-                ReconstructionDiameter=64.0,
-                ReconstructionPixelSpacing=list(spacing),
-                ReconstructionAngle=360.0,
-                ImageFilter="NONE",
-            )
-        ],
-        CTExposureSequence=[
-            item(
-                ExposureTimeInms=1000.0,
-                XRayTubeCurrentInmA=100.0,
-                ExposureInmAs=100.0,
-                ExposureModulationType="NONE",
-            )
-        ],
-        CTXRayDetailsSequence=[
-            item(
-                KVP=120.0,
-                FocalSpots=[1.0],
-                FilterType="FLAT",
-                FilterMaterial="ALUMINUM",
-                CalciumScoringMassFactorPatient=1.0,
-            )
-        ],
-        CTPositionSequence=[
-            item(
-                TablePosition=0.0,
-                DataCollectionCenterPatient=[0.0, 0.0, 0.0],
-                ReconstructionTargetCenterPatient=[0.0, 0.0, 0.0],
-            )
-        ],
-        CTTableDynamicsSequence=[item(TableFeedPerRotation=5.0)],
+        FrameAnatomySequence=[item(FrameLaterality="U", AnatomicRegionSequence=[region])],
     )
+
+
+def _shared_mr(spacing: Sequence[float]) -> Dataset:
+    """The functional groups that MR frames share (PS3.3 A.36.2.4)."""
+    shared = _shared_place(spacing, code("69536005", "SCT", "Head"))
+    shared.MRImageFrameTypeSequence = [
+        item(
+            FrameType=["ORIGINAL", "PRIMARY", "T1", "NONE"],
+            PixelPresentation="MONOCHROME",
+            VolumetricProperties="VOLUME",
+            VolumeBasedCalculationTechnique="NONE",
+            ComplexImageComponent="MAGNITUDE",
+            AcquisitionContrast="T1",
+        )
+    ]
+    shared.MRTimingAndRelatedParametersSequence = [
+        item(
+            RepetitionTime="500",
+            FlipAngle="90",
+            EchoTrainLength="1",
+            RFEchoTrainLength=1,
+            GradientEchoTrainLength=0,
+            SpecificAbsorptionRateSequence=[
+                item(
+                    SpecificAbsorptionRateDefinition="IEC_WHOLE_BODY",
+                    SpecificAbsorptionRateValue=1.0,
+                )
+            ],
+            GradientOutputType="DB_DT",
+            GradientOutput=10.0,
+            OperatingModeSequence=[item(OperatingModeType="GRADIENT", OperatingMode="IEC_NORMAL")],
+        )
+    ]
+    shared.MRFOVGeometrySequence = [
+        item(
+            InPlanePhaseEncodingDirection="ROW",
+            MRAcquisitionFrequencyEncodingSteps=64,
+            MRAcquisitionPhaseEncodingStepsInPlane=64,
+            PercentSampling="100",
+            PercentPhaseFieldOfView="100",
+        )
+    ]
+    shared.MREchoSequence = [item(EffectiveEchoTime=10.0)]
+    shared.MRModifierSequence = [
+        item(
+            InversionRecovery="NO",
+            FlowCompensation="NONE",
+            Spoiling="NONE",
+            T2Preparation="NO",
+            SpectrallySelectedExcitation="NONE",
+            SpatialPresaturation="NONE",
+            PartialFourier="NO",
+            ParallelAcquisition="NO",
+        )
+    ]
+    shared.MRImagingModifierSequence = [
+        item(
+            MagnetizationTransfer="NONE",
+            BloodSignalNulling="NO",
+            Tagging="NONE",
+            TransmitterFrequency=63.87,
+            PixelBandwidth="130",
+        )
+    ]
+    shared.MRReceiveCoilSequence = [
+        item(
+            ReceiveCoilName="HEAD",
+            ReceiveCoilManufacturerName="",
+            ReceiveCoilType="VOLUME",
+            QuadratureReceiveCoil="YES",
+        )
+    ]
+    shared.MRTransmitCoilSequence = [
+        item(TransmitCoilName="BODY", TransmitCoilManufacturerName="", TransmitCoilType="BODY")
+    ]
+    shared.MRAveragesSequence = [item(NumberOfAverages="1")]
+    shared.PixelValueTransformationSequence = [
+        item(RescaleIntercept="0", RescaleSlope="1", RescaleType="US")
+    ]
+    return shared
+
+
+def _shared_ct(spacing: Sequence[float]) -> Dataset:
+    """The functional groups that CT frames share (PS3.3 A.38.1.4)."""
+    shared = _shared_place(spacing, code("51185008", "SCT", "Chest"))
+    shared.update(
+        item(
+            IrradiationEventIdentificationSequence=[item(IrradiationEventUID=uid("irradiation"))],
+            CTImageFrameTypeSequence=[
+                item(
+                    FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"],
+                    PixelPresentation="MONOCHROME",
+                    VolumetricProperties="VOLUME",
+                    VolumeBasedCalculationTechnique="NONE",
+                )
+            ],
+            CTAcquisitionTypeSequence=[
+                item(AcquisitionType="SEQUENCED", ConstantVolumeFlag="NO", FluoroscopyFlag="NO")
+            ],
+            CTAcquisitionDetailsSequence=[
+                item(
+                    RotationDirection="CW",
+                    RevolutionTime=1.0,
+                    SingleCollimationWidth=5.0,
+                    TotalCollimationWidth=5.0,
+                    TableHeight=0.0,
+                    GantryDetectorTilt=0.0,
+                    DataCollectionDiameter=500.0,
+                )
+            ],
+            CTGeometrySequence=[
+                item(DistanceSourceToDetector=1000.0, DistanceSourceToDataCollectionCenter=500.0)
+            ],
+            CTReconstructionSequence=[
+                item(
+                    ReconstructionAlgorithm="FILTER_BACK_PROJ",
+                    ConvolutionKernel="STANDARD",
+                    ConvolutionKernelGroup="SOFT_TISSUE",
+                    ReconstructionDiameter=64.0,
+                    ReconstructionPixelSpacing=list(spacing),
+                    ReconstructionAngle=360.0,
+                    ImageFilter="NONE",
+                )
+            ],
+            CTExposureSequence=[
+                item(
+                    ExposureTimeInms=1000.0,
+                    XRayTubeCurrentInmA=100.0,
+                    ExposureInmAs=100.0,
+                    ExposureModulationType="NONE",
+                )
+            ],
+            CTXRayDetailsSequence=[
+                item(
+                    KVP=120.0,
+                    FocalSpots=[1.0],
+                    FilterType="FLAT",
+                    FilterMaterial="ALUMINUM",
+                    CalciumScoringMassFactorPatient=1.0,
+                )
+            ],
+            CTPositionSequence=[
+                item(
+                    TablePosition=0.0,
+                    DataCollectionCenterPatient=[0.0, 0.0, 0.0],
+                    ReconstructionTargetCenterPatient=[0.0, 0.0, 0.0],
+                )
+            ],
+            CTTableDynamicsSequence=[item(TableFeedPerRotation=5.0)],
+        )
+    )
+    return shared
 
 
 def legacy_enhanced_ct(series: Sequence[Dataset], *, sop_uid: str | None = None) -> Dataset:

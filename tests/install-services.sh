@@ -2,7 +2,9 @@
 # The real servers that the tests talk to, from Debian's packages. As root they are installed, and
 # kept from being started by the system; otherwise it is said what is missing, and those tests skip.
 set -eu
-packages="redis-server postgresql dcmtk orthanc strace procps"
+packages="redis-server postgresql dcmtk orthanc orthanc-dicomweb chromium strace procps"
+# Debian's npm brings a node of its own, which would stand in the way of another one.
+command -v npm >/dev/null || packages="$packages npm"
 missing=""
 for package in $packages; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "ok installed" || missing="$missing $package"

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
-import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
@@ -23,6 +17,9 @@ from dicom_node.results.encode import encode
 from dicom_node.results.types import BuildContext, ModelIdentity, Source
 from inference.types import Code, FrameRef, Prediction, Segment
 from tests.data import shared
+from tests.judges.dcmtk import run
+from tests.judges.dicom3tools import errors  # noqa: F401 - for tests that ask this judge only
+from tests.judges.types import parse  # noqa: F401 - as any reader would
 
 STRUCTURE = Code("123037004", "SCT", "Anatomical Structure")
 LUNG = Code("39607008", "SCT", "Lung")
@@ -99,11 +96,6 @@ def built(
     }
 
 
-def parse(data: bytes) -> Dataset:
-    """As any reader would."""
-    return pydicom.dcmread(pydicom.filebase.DicomBytesIO(data))
-
-
 def files(*parts: str) -> list[Dataset]:
     """The instances of a file or folder of the shared DICOM data; skips where absent."""
     path = shared("dicom", *parts)
@@ -111,37 +103,8 @@ def files(*parts: str) -> list[Dataset]:
     return [pydicom.dcmread(p) for p in paths]
 
 
-def errors(dataset_or_bytes: Dataset | bytes, folder: Path) -> set[str]:
-    """What ``dciodvfy -new`` calls an error: where and what, without the module's name."""
-    path = folder / "judged.dcm"
-    if isinstance(dataset_or_bytes, bytes):
-        path.write_bytes(dataset_or_bytes)
-    else:
-        dataset_or_bytes.save_as(path)
-    tool = shutil.which("dciodvfy") or str(Path(sys.executable).with_name("dciodvfy"))
-    output = subprocess.run(
-        [tool, "-new", path], capture_output=True, text=True, errors="replace", check=False
-    )
-    assert output.stderr.strip(), "dciodvfy did not judge"
-    lines = [line for line in output.stderr.splitlines() if line.startswith("Error")]
-    return {re.sub(r" - Module=.*", "", line) for line in lines}
-
-
-def dsrdump(data: bytes, folder: Path) -> str:
+def dsrdump(data: bytes) -> str:
     """The report as DCMTK reads it; fails on its errors and warnings, skips where it is absent."""
-    tool = shutil.which("dsrdump")
-    if tool is None:
-        pytest.skip("DCMTK's dsrdump is not installed")
-    path = folder / "report.dcm"
-    path.write_bytes(data)
-    done = subprocess.run(
-        [tool, "+Pl", "+U8", path], capture_output=True, text=True, errors="replace", check=False
-    )
-    told = [
-        line
-        for line in (done.stderr + done.stdout).splitlines()
-        if line.startswith(("E:", "W:", "F:")) and "VR checker does not support" not in line
-    ]
-    assert done.returncode == 0, done.stderr
+    dumped, told = run("dsrdump", data)
     assert told == []
-    return done.stdout
+    return dumped.decode(errors="replace")

@@ -99,6 +99,7 @@ def _tell(outcome: Outcome, output: Path, number: int, quiet: bool) -> dict[str,
         for kind, files in (
             ("SR", outcome.reports),
             ("SEG", outcome.segmentations),
+            ("capture", outcome.captures),
             ("picture", pictures),
         ):
             for file in files:
@@ -110,6 +111,7 @@ def _tell(outcome: Outcome, output: Path, number: int, quiet: bool) -> dict[str,
         "state": outcome.state,
         "report": [str(path) for path in outcome.reports],
         "segmentation": [str(path) for path in outcome.segmentations],
+        "captures": [str(path) for path in outcome.captures],
         "pictures": [str(path) for path in pictures],
         "found": found,
         "seconds": outcome.seconds,

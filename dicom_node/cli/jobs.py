@@ -57,7 +57,7 @@ def show(job: Number, json: Json = False) -> None:
         say(f"goes to {row['name']} by rule {', '.join(map(repr, row['rules']))}")
     say(f"reads {many(len(told['inputs']), 'instance')}")
     for row in told["results"]:
-        say((f"{row['kind'].upper():4}", "bold"), f"{row['sop_instance_uid']}  {row['file']}")
+        say((row["form"], "bold"), f"  {row['sop_instance_uid']}  {row['file']}")
 
 
 @app.command()
@@ -81,7 +81,7 @@ def list_deliveries(
     json: Json = False,
 ) -> None:
     """List deliveries, the newest first."""
-    columns = ("delivery", "state", "kind", "destination", "attempts", "next_at", "job", "answer")
+    columns = ("delivery", "state", "form", "destination", "attempts", "next_at", "job", "answer")
     print_rows(sent.list_deliveries(node(), state, limit), columns, json)
 
 
@@ -92,7 +92,7 @@ def show_delivery(delivery: Number, json: Json = False) -> None:
     if json:
         print_json(told)
         return
-    what = f"  {told['kind'].upper()} of job {told['job']} to {told['destination']}  "
+    what = f"  {told['form']} of job {told['job']} to {told['destination']}  "
     say((f"delivery {delivery}", "bold"), what, coloured(told["state"]))
     say(f"study {told['study']}")
     say(f"{told['sop_instance_uid']}  {told['file']}")

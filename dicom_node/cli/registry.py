@@ -10,6 +10,15 @@ import typer
 from dicom_node.cli.decisions import labels_of, print_choices, print_rules
 from dicom_node.cli.output import Json, Part, coloured, many, print_json, print_rows, say
 from dicom_node.cli.state import node
+from dicom_node.domain.profile import (
+    Capture,
+    Compression,
+    Document,
+    Encoding,
+    Identifiers,
+    describe,
+    first_layout,
+)
 from dicom_node.services import registry as service
 
 modalities = typer.Typer(help="Who may send to the node.", no_args_is_help=True)
@@ -57,8 +66,10 @@ def remove_modality(ae_title: Title) -> None:
 @destinations.command("list")
 def list_destinations(json: Json = False) -> None:
     """List where results may go."""
-    columns = ("name", "kind", "ae_title", "host", "port", "path")
-    print_rows(service.list_destinations(node()), columns, json)
+    rows = service.list_destinations(node())
+    columns = ("name", "kind", "ae_title", "host", "port", "path", "gets")
+    told = [{**row, "gets": describe(first_layout(row["profile"]))} for row in rows]
+    print_rows(rows if json else told, columns, json)
 
 
 @destinations.command("add")
@@ -68,14 +79,45 @@ def add_destination(
     host: Annotated[str | None, typer.Option(help="its address")] = None,
     port: Port = None,
     folder: Annotated[Path | None, typer.Option(help="a folder instead of a PACS")] = None,
+    segmentation: Annotated[
+        Encoding,
+        typer.Option(help="binary shows everywhere; beside fractional goes a binary one"),
+    ] = Encoding.BINARY,
+    compression: Annotated[
+        Compression, typer.Option(help="of segmentations, without loss; rle not for binary")
+    ] = Compression.NONE,
+    report: Annotated[
+        Document, typer.Option(help="enhanced for a PACS that takes no Comprehensive 3D SR")
+    ] = Document.COMPREHENSIVE_3D,
+    identifiers: Annotated[
+        Identifiers, typer.Option(help="viewer: OHIF makes annotations of what is drawn")
+    ] = Identifiers.VIEWER,
+    capture: Annotated[
+        Capture,
+        typer.Option(
+            help="pictures with the findings burned in; fallback: where SEG or SR is refused"
+        ),
+    ] = Capture.FALLBACK,
 ) -> None:
-    """Name a place for results, a PACS or a folder; adding it again replaces its entry."""
+    """Name a place for results, a PACS or a folder; adding it again replaces its entry.
+
+    What a PACS refuses in the association is replaced by what it takes: a compressed
+    segmentation by a plain one, others by binary, Comprehensive 3D SR by Enhanced SR, and in the
+    end by secondary captures.
+    """
+    profile = {
+        "segmentation": segmentation,
+        "compression": compression,
+        "report": report,
+        "identifiers": identifiers,
+        "capture": capture,
+    }
     config: dict[str, Any] = {"ae_title": ae_title, "host": host, "port": port}
     given = [value is not None for value in config.values()]
     if folder is not None and not any(given):
-        service.add_destination(node(), name, "folder", {"path": str(folder.absolute())})
+        service.add_destination(node(), name, "folder", {"path": str(folder.absolute())}, profile)
     elif folder is None and all(given):
-        service.add_destination(node(), name, "dimse", config)
+        service.add_destination(node(), name, "dimse", config, profile)
     else:
         raise typer.BadParameter("give --ae-title, --host and --port, or --folder")
     say(f"added; `dicom-node destinations echo {name}` sees whether it answers")
@@ -90,14 +132,17 @@ def remove_destination(name: Name) -> None:
 
 @destinations.command("echo")
 def echo_destination(name: Name, json: Json = False) -> None:
-    """See whether a destination answers, and how fast."""
+    """See whether a destination answers, how fast, and in which forms it takes results."""
     from dicom_node.services import peers
 
-    seconds = peers.echo(peers.named(node(), name))
+    destination = peers.named(node(), name)
+    seconds, taken = peers.echo(destination), peers.takes(destination)
     if json:
-        print_json({"destination": name, "seconds": seconds})
-    else:
-        say(f"{name} answers in {seconds * 1000:.0f} ms")
+        print_json({"destination": name, "seconds": seconds, "takes": taken})
+        return
+    say(f"{name} answers in {seconds * 1000:.0f} ms")
+    for words, yes in (taken or {}).items():
+        say(("takes     ", "green") if yes else ("refuses   ", "yellow"), words, indent=2)
 
 
 @routes.command("list")

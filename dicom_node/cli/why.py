@@ -51,7 +51,7 @@ def print_delivery(row: Mapping[str, Any], indent: int) -> None:
     tries = f", {many(row['attempts'], 'attempt')}"
     following = f", next {ago(row['next_at'])}" if row["next_at"] and row["attempts"] else ""
     answer = f": {row['answer']}" if row["answer"] else ""
-    what = f"{row['kind'].upper()} to {row['destination']}: "
+    what = f"{row['form']} to {row['destination']}: "
     tail = f"{when}{tries}{following}{answer}"
     say(what, coloured(row["state"]), tail, f" (delivery {row['delivery']})", indent=indent)
 

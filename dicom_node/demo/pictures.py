@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
 from dicom_node.results.overlay import overlay_png
+from inference.display import shown
 from inference.reading import read_files
 
-CT_WINDOW = (-1000.0, 400.0)  # lung to bone, in Hounsfield units
+LUNG_TO_BONE = (-300.0, 1400.0)  # window center and width, in Hounsfield units
 
 
 def draw(
@@ -35,14 +36,16 @@ def draw(
     uid = max(masks, key=lambda uid: _shown(masks[uid]))
     path = next(p for p in sources if dcmread(p, stop_before_pixels=True).SOPInstanceUID == uid)
     stack = read_files([path])
-    pixels = np.asarray(stack.pixels[0], dtype=np.float32)
-    low, high = CT_WINDOW if stack.unit == "[hnsf'U]" else tuple(np.percentile(pixels, (0.5, 99.5)))
-    grey = (np.clip((pixels - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    image = shown(stack, 0, LUNG_TO_BONE if stack.unit == "[hnsf'U]" else None)
     layers = [
-        (masks[uid].get(number, np.zeros(grey.shape, bool)), _colour(item), _legend(item, measures))
+        (
+            masks[uid].get(number, np.zeros(image.shape[:2], bool)),
+            _colour(item),
+            _legend(item, measures),
+        )
         for number, item in enumerate(seg.SegmentSequence, 1)
     ]
-    return overlay_png(grey, layers, title)
+    return overlay_png(image, layers, title)
 
 
 def _shown(segments: dict[int, NDArray[np.bool_]]) -> tuple[int, int]:

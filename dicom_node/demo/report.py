@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydicom import Dataset
 
-_UNITS = {"1": "", "{pixels}": " pixels", "mm2": " mm²", "mm3": " mm³", "ml": " ml"}
+from dicom_node.results.capture import quantity
+from inference.types import Code
+
 _TOLD_ONCE = {"Comment", "Conclusion", "Description"}
+_MEASURED = {"Area"}
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,65 @@ class Finding:
 
 
 def findings(report: Dataset) -> dict[str, Finding]:
-    """What a TID 1500 report says of each tracked finding; several groups may share one."""
+    """What a TID 1500 report says of each tracked finding; several groups may share one.
+
+    Of a finding that is told as a whole its parts are left out, and so is an area of a part.
+    """
+    groups = [(group, _named(group)) for group in _groups(report)]
+    whole = {named.uid: _names(group) for group, named in groups if _template(group) != "1501"}
+    told_whole = {named.name for _, named in groups if named.uid in whole}
     found: dict[str, Finding] = {}
-    for group in _groups(report):
-        items = {_concept(item): item for item in group.ContentSequence}
-        uid = str(items["Tracking Unique Identifier"].UID)
-        name = _with_modifiers(items["Finding"]) if "Finding" in items else "Finding"
+    for group, (uid, name) in groups:
+        if uid not in whole and name in told_whole:
+            continue
+        again = whole.get(uid, set()) if _template(group) == "1501" else set()
         earlier = found[uid].phrases if uid in found else ()
-        phrases = (phrase for item in group.ContentSequence if (phrase := _phrase(item)))
-        found[uid] = Finding(name, (*earlier, *phrases))
+        items = [item for item in group.ContentSequence if _concept(item) not in again & _MEASURED]
+        found[uid] = Finding(name, (*earlier, *filter(None, map(_phrase, items))))
+    for item in _evaluations(report):
+        uid = next(
+            (str(c.UID) for c in item.get("ContentSequence", ()) if c.ValueType == "UIDREF"), ""
+        )
+        if item.ValueType == "CODE" and uid:
+            verdict = _meaning(item.ConceptCodeSequence).lower()
+            numbers = [_phrase(c) for c in item.ContentSequence if c.ValueType == "NUM"]
+            found[uid] = Finding(_concept(item), (verdict, *numbers))
     return found
 
 
 def remarks(report: Dataset) -> list[str]:
     """Texts that stand outside the measurement groups: research use, notes, what is missing."""
-    outside = [item for item in _walk(report) if item.get("ValueType") == "TEXT"]
-    return [str(item.TextValue) for item in outside if _concept(item) in _TOLD_ONCE]
+    texts = [item for item in _evaluations(report) if item.ValueType == "TEXT"]
+    return [str(item.TextValue) for item in texts if _concept(item) in _TOLD_ONCE]
+
+
+class _Named(NamedTuple):
+    uid: str
+    name: str
+
+
+def _named(group: Dataset) -> _Named:
+    items = {_concept(item): item for item in group.ContentSequence}
+    name = _with_modifiers(items["Finding"]) if "Finding" in items else "Finding"
+    return _Named(str(items["Tracking Unique Identifier"].UID), name)
+
+
+def _names(group: Dataset) -> set[str]:
+    return {_concept(item) for item in group.ContentSequence}
+
+
+def _template(group: Dataset) -> str:
+    return str(group.ContentTemplateSequence[0].TemplateIdentifier)
+
+
+def _evaluations(report: Dataset) -> list[Dataset]:
+    """The items of Qualitative Evaluations (TID 1500 row 12)."""
+    return [
+        item
+        for container in report.get("ContentSequence", ())
+        if _concept(container) == "Qualitative Evaluations"
+        for item in container.ContentSequence
+    ]
 
 
 def _phrase(item: Dataset) -> str:
@@ -70,11 +117,9 @@ def _phrase(item: Dataset) -> str:
 
 def _number(item: Dataset) -> str:
     measured = item.MeasuredValueSequence[0]
-    unit = str(measured.MeasurementUnitsCodeSequence[0].CodeValue)
-    value = float(measured.NumericValue)
-    if unit == "mm2" and value >= 1000:
-        return f"{value / 100:.0f} cm²"
-    return f"{value:,.0f}{_UNITS[unit]}" if unit in _UNITS and unit != "1" else f"{value:.3g}"
+    unit = measured.MeasurementUnitsCodeSequence[0]
+    code = Code(str(unit.CodeValue), str(unit.CodingSchemeDesignator), str(unit.CodeMeaning))
+    return quantity(float(measured.NumericValue), code)
 
 
 def _with_modifiers(item: Dataset) -> str:
@@ -88,13 +133,6 @@ def _groups(item: Dataset) -> Iterator[Dataset]:
             yield child
         else:
             yield from _groups(child)
-
-
-def _walk(item: Dataset) -> Iterator[Dataset]:
-    for child in item.get("ContentSequence", ()):
-        if _concept(child) != "Measurement Group":
-            yield child
-            yield from _walk(child)
 
 
 def _concept(item: Dataset) -> str:

@@ -50,6 +50,7 @@ class Outcome:
         sources: the files that were sent.
         reports: SR files that the PACS received.
         segmentations: SEG files that the PACS received.
+        captures: secondary captures that the PACS received.
         state: in words, where nothing was made of it.
         seconds: from the end of the association to the last object at the PACS.
     """
@@ -58,6 +59,7 @@ class Outcome:
     sources: list[Path] = field(default_factory=list)
     reports: list[Path] = field(default_factory=list)
     segmentations: list[Path] = field(default_factory=list)
+    captures: list[Path] = field(default_factory=list)
     state: str = ""
     seconds: float | None = None
 
@@ -265,7 +267,8 @@ def _progress(node: Node, studies: dict[str, list[Path]]) -> tuple[str, bool]:
         ).all()
     closed = sum(state != StudyState.OPEN for state in states)
     done = sum(state not in (JobState.READY, JobState.RUNNING) for state in jobs)
-    sent = sum(state in (DeliveryState.SENT, DeliveryState.DEAD) for state in deliveries)
+    waits = (DeliveryState.PENDING, DeliveryState.SENDING)
+    sent = sum(state not in waits for state in deliveries)
     text = (
         f"studies complete {closed}/{len(uids)}, jobs done {done}/{len(jobs)}, "
         f"objects delivered {sent}/{len(deliveries)}"
@@ -290,9 +293,10 @@ def _collect(node: Node, pacs: Path, outcome: Outcome, closed: float) -> None:
             .order_by(Result.id)
         ).all()
         kept = session.scalar(select(func.count(Instance.id)).where(Instance.study_id == study.id))
+    kinds = {"sr": outcome.reports, "seg": outcome.segmentations, "sc": outcome.captures}
     for kind, uid, _, sent_at in rows:
         for path in pacs.glob(f"*.{uid}.dcm"):
-            (outcome.reports if kind == "sr" else outcome.segmentations).append(path)
+            kinds[kind].append(path)
             if sent_at is not None:
                 outcome.seconds = max(outcome.seconds or 0.0, sent_at.timestamp() - closed)
     if not rows:

@@ -14,7 +14,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
-from pynetdicom.presentation import PresentationContext
+from pynetdicom.presentation import PresentationContext, build_context
 
 from dicom_node.destinations.types import EchoResult, Item, OnResult, Refused, Sent
 from dicom_node.dimse.contexts import (
@@ -92,6 +92,28 @@ class DimseDestination:
             else:
                 fault = _why_not(association).reason
         return EchoResult(not fault, fault, time.monotonic() - started)
+
+    def accepts(self, kinds: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Which pairs of SOP class and transfer syntax it would take; nothing is sent.
+
+        Args:
+            kinds: no more than one association's contexts.
+
+        Raises:
+            DeliveryFailed: it cannot be asked.
+        """
+        association = self._associate(
+            [build_context(sop_class, syntax) for sop_class, syntax in dict.fromkeys(kinds)]
+        )
+        with _released(association):
+            if association.is_established:
+                return {
+                    (str(c.abstract_syntax), str(c.transfer_syntax[0]))
+                    for c in association.accepted_contexts
+                }
+            if association.rejected_contexts:  # none is taken, and so there is no association
+                return set()
+            raise _why_not(association)
 
     def _associate(self, contexts: list[PresentationContext]) -> Association:
         """Ask for an association, which may come back rejected, aborted or unconnected."""

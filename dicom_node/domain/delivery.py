@@ -15,6 +15,7 @@ class DeliveryState(StrEnum):
     SENDING = "sending"  # a worker holds its lease
     SENT = "sent"  # the destination answered success or a warning
     DEAD = "dead"  # refused for good or out of attempts; an administrator may retry
+    REPLACED = "replaced"  # the destination does not take this form; another one goes instead
 
 
 # event -> (states that it may happen in, state after it)
@@ -23,6 +24,10 @@ TRANSITIONS: dict[str, tuple[frozenset[DeliveryState], DeliveryState]] = {
     "accepted": (frozenset({DeliveryState.SENDING}), DeliveryState.SENT),
     "postpone": (frozenset({DeliveryState.SENDING}), DeliveryState.PENDING),
     "give up": (frozenset({DeliveryState.SENDING, DeliveryState.PENDING}), DeliveryState.DEAD),
+    "replace": (
+        frozenset({DeliveryState.SENDING, DeliveryState.PENDING}),
+        DeliveryState.REPLACED,
+    ),
     "retry": (frozenset({DeliveryState.DEAD, DeliveryState.SENT}), DeliveryState.PENDING),
 }
 

@@ -10,6 +10,7 @@ from inference.types import Code
 
 # Document and groups (PS3.16 TID 1500, 1410, 1411, 1501, 1204)
 IMAGING_MEASUREMENT_REPORT = Code("126000", "DCM", "Imaging Measurement Report")
+CAD_SUMMARY = Code("111017", "DCM", "CAD Processing and Findings Summary")
 LANGUAGE = Code("121049", "DCM", "Language of Content Item and Descendants")
 ENGLISH = Code("en", "RFC5646", "English")
 PROCEDURE_REPORTED = Code("121058", "DCM", "Procedure reported")

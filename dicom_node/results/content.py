@@ -31,6 +31,7 @@ CONTAINS = "CONTAINS"
 HAS_ACQ_CONTEXT = "HAS ACQ CONTEXT"
 HAS_CONCEPT_MOD = "HAS CONCEPT MOD"
 HAS_OBS_CONTEXT = "HAS OBS CONTEXT"
+HAS_PROPERTIES = "HAS PROPERTIES"
 INFERRED_FROM = "INFERRED FROM"
 SELECTED_FROM = "SELECTED FROM"
 
@@ -63,10 +64,12 @@ def code(
     return _with(CodeContentItem(coded(name), coded(value), relationship), children)
 
 
-def text(relationship: str, name: Code, value: str) -> ContentItem:
+def text(
+    relationship: str, name: Code, value: str, children: Iterable[ContentItem] = ()
+) -> ContentItem:
     """TEXT; what Unlimited Text cannot hold is replaced, an empty value becomes a dash."""
     clean = "".join(c if c.isprintable() or c in "\r\n\t" else " " for c in value).strip()
-    return TextContentItem(coded(name), clean or "-", relationship)
+    return _with(TextContentItem(coded(name), clean or "-", relationship), children)
 
 
 def uid(relationship: str, name: Code, value: str) -> ContentItem:

@@ -6,8 +6,11 @@ outer corner of the first pixel, as SCOORD counts (PS3.3 C.18.6.1.2).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 MAX_POINTS = 200
 """Of one outline. More are no clearer to a reader, and slow some viewers down."""
@@ -17,6 +20,31 @@ Polygon = NDArray[np.float64]
 
 _STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
 """(column, row) of the four directions: right, down, left, up."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Pixels that hang together by their edges.
+
+    Attributes:
+        pixels: how many, holes not counted.
+        outline: its outer border.
+    """
+
+    pixels: int
+    outline: Polygon
+
+
+def regions(mask: NDArray[np.bool_], max_points: int = MAX_POINTS) -> list[Region]:
+    """The regions of ``mask``, the one of most pixels first; see `outlines`."""
+    labels, _ = ndimage.label(mask)
+    found = []
+    for number, place in enumerate(ndimage.find_objects(labels), start=1):
+        part = labels[place] == number
+        (outline,) = outlines(part, max_points)
+        corner = np.array([place[1].start, place[0].start], np.float64)
+        found.append(Region(int(part.sum()), outline + corner))
+    return sorted(found, key=lambda region: -region.pixels)
 
 
 def outlines(mask: NDArray[np.bool_], max_points: int = MAX_POINTS) -> list[Polygon]:

@@ -16,6 +16,9 @@ from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
 
 from dicom_node.results.types import Source
+from inference.attributes import frames_of
+from inference.errors import ReadingError
+from inference.geometry import pixel_spacing
 from inference.types import FrameRef
 
 Digits = tuple[str, ...]
@@ -35,6 +38,8 @@ class Geometry:
         orientations: Image Orientation (Patient) of each frame; None likewise.
         spacing: Pixel Spacing, (between rows, between columns) mm; None where the source gives
             none, or zero, and for projections: theirs holds in some plane, nobody knows which.
+        at_detector: of a source without patient geometry, the spacing that its areas are measured
+            by (`inference.geometry.pixel_spacing`); None where it gives none.
         thickness: Slice Thickness in mm, or the distance of the frames where the source is
             silent; None for projections.
         distance: between neighbouring frames in mm, where it is the same for all; else None.
@@ -47,6 +52,7 @@ class Geometry:
     thickness: str | None
     distance: str | None
     frame_of_reference_uid: str | None
+    at_detector: Digits | None = None
 
     @property
     def pixel_area(self) -> float | None:
@@ -54,6 +60,14 @@ class Geometry:
         if self.spacing is None:
             return None
         return float(self.spacing[0]) * float(self.spacing[1])
+
+
+def is_multi_frame(header: Dataset) -> bool:
+    """Whether a reference to one of its images must tell the frame (PS3.3 10.3)."""
+    try:
+        return int(header.get("NumberOfFrames") or 1) > 1
+    except (TypeError, ValueError):
+        return False
 
 
 def geometry(source: Source) -> Geometry:
@@ -70,7 +84,8 @@ def geometry(source: Source) -> Geometry:
     ]
     placed = tuple(p for p in positions if p), tuple(o for o in orientations if o)
     if not frames or any(len(found) != len(frames) for found in placed):
-        return Geometry(None, None, None, None, None, None)
+        nominal = _at_detector(*frames[0]) if frames else None
+        return Geometry(None, None, None, None, None, None, nominal)
 
     distances = _distances(*placed)
     measures = _group(*frames[0], "PixelMeasuresSequence")
@@ -88,6 +103,15 @@ def geometry(source: Source) -> Geometry:
         distance=_positive_string(float(np.mean(distances))) if even else None,
         frame_of_reference_uid=str(uid) if uid else None,
     )
+
+
+def _at_detector(dataset: Dataset, ref: FrameRef) -> Digits | None:
+    try:
+        frame = frames_of(dataset, int(dataset.get("NumberOfFrames") or 1))[ref.frame - 1]
+        spacing, _ = pixel_spacing(frame, str(dataset.get("Modality") or ""))
+    except (ReadingError, TypeError, ValueError, IndexError):
+        return None
+    return tuple(map(format_number_as_ds, spacing)) if spacing else None
 
 
 def _group(dataset: Dataset, ref: FrameRef, sequence: str) -> Dataset:

@@ -10,13 +10,15 @@ import json
 from dataclasses import dataclass
 from hashlib import sha256
 
-from dicom_node.results.types import BuildContext, Kind, ModelIdentity, Source
-
-BUILDER_VERSION = "1"
-"""Raised whenever the same prediction would be written down differently."""
+from dicom_node.domain.profile import Form, SegForm
+from dicom_node.results.types import BuildContext, ModelIdentity, Source
 
 SERIES_BASE = 9_000_000
 """Above the numbers that modalities and reconstructions give to their series."""
+
+
+_SLOTS = {"binary": 1, "sr": 2, "labelmap": 3, "fractional": 4, "sc": 5}
+"""Last digit of the series number by kind of output."""
 
 
 def make_uid(*parts: object) -> str:
@@ -34,52 +36,58 @@ def make_uid(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """The UIDs of all objects that one job makes."""
+    """The UIDs of all objects that one job may make."""
 
     source: Source
     model: ModelIdentity
     context: BuildContext
 
-    def instance(self, kind: Kind) -> str:
-        """SOP Instance UID."""
-        return self._of_inputs("instance", kind)
+    def instance(self, form: Form, page: int = 1) -> str:
+        """SOP Instance UID of one form of the result; of its ``page`` where it has several."""
+        return self._of_inputs("instance", str(form), page)
 
-    def dimensions(self) -> str:
-        """Dimension Organization UID of the segmentation."""
-        return self._of_inputs("dimensions")
+    def dimensions(self, form: SegForm) -> str:
+        """Dimension Organization UID of a segmentation."""
+        return self._of_inputs("dimensions", str(form))
 
     def tracking(self, what: str, index: int) -> str:
-        """Tracking UID of one segment or finding; its SEG and SR share it."""
+        """Tracking UID of one segment or finding; all forms of the result share it."""
         return self._of_inputs("tracking", what, index)
 
-    def series(self, kind: Kind) -> str:
-        """Series Instance UID: one series per kind of output, model and source series.
+    def series(self, form: Form) -> str:
+        """Series Instance UID: one series per form of output, model and source series.
 
         The source series is part of it because all images of a series share one Frame of
         Reference (PS3.3 A.1.2.5), and those of two source series need not.
         """
         return make_uid(
             "series",
-            kind,
+            str(form),
             *self._common(),
             str(self.source.first.StudyInstanceUID),
             sorted({str(dataset.SeriesInstanceUID) for dataset in self.source.datasets}),
         )
 
-    def series_number(self, kind: Kind) -> int:
+    def series_number(self, form: Form) -> int:
         """Stable for a kind of output and a model of that name, whatever its version."""
         slot = int.from_bytes(sha256(self.model.name.encode()).digest()[:4], "big") % 90_000
-        return SERIES_BASE + 10 * slot + {"seg": 1, "sr": 2}[kind]
+        kind = str(form.encoding) if isinstance(form, SegForm) else form.kind
+        return SERIES_BASE + 10 * slot + _SLOTS[kind]
 
-    def instance_number(self) -> int:
-        """Tells the images of one source series apart, and a rerun from what it supersedes."""
+    def instance_number(self, page: int | None = None) -> int:
+        """Tells the images of one source series apart, and a rerun from what it supersedes.
+
+        Args:
+            page: from 1 where one result has several instances in its series.
+        """
         number = 1
         if len(self.source.datasets) == 1:
             try:
                 number = int(self.source.first.get("InstanceNumber") or 1)
             except (TypeError, ValueError):
                 number = 1
-        return (self.context.generation - 1) * 100_000 + min(max(number, 1), 99_999)
+        number = (self.context.generation - 1) * 100_000 + min(max(number, 1), 99_999)
+        return number if page is None else number * 10 + page
 
     def device(self) -> str:
         """Device UID: another for every model version and every node."""
@@ -90,7 +98,6 @@ class Identity:
             (str(dataset.SOPInstanceUID), digest)
             for dataset, digest in zip(self.source.datasets, self.source.digests, strict=True)
         )
-        predecessor = self.context.predecessor
         return make_uid(
             what,
             *parts,
@@ -98,13 +105,8 @@ class Identity:
             inputs,
             sorted(self.model.parameters.items()),
             self.context.generation,
-            predecessor.sop_instance_uid if predecessor else None,
+            sorted(sr.sop_instance_uid for sr in self.context.predecessors.values()),
         )
 
     def _common(self) -> tuple[str, ...]:
-        return (
-            self.context.profile,
-            self.model.bundle_digest,
-            BUILDER_VERSION,
-            self.context.node_salt,
-        )
+        return (self.model.bundle_digest, self.context.builder, self.context.node_salt)

@@ -1,9 +1,11 @@
-"""Owns the structured report: a Comprehensive 3D SR after TID 1500 that says what a model says.
+"""Owns the structured report: what a model says, after TID 1500.
 
-Refuses to judge: it writes down a prediction, and every number of it once. What is drawn on an
-image is a TID 1501 group whose NUM is inferred from an SCOORD and whose tracking identifier names
-the viewer's tool, because that is what viewers show; beside it one TID 1410 or 1411 group with the
-same Tracking UID refers to the segmentation for those who read structure (PS3.16 annex A).
+A Comprehensive 3D SR, or the same content as an Enhanced SR: all of it is by value, and none of it
+in three dimensions. Refuses to judge: it writes down a prediction, and every number of it once.
+What is drawn on an image is a TID 1501 group whose NUM is inferred from an SCOORD and whose
+tracking identifier names the viewer's tool, because that is what viewers show; beside it one TID
+1410 or 1411 group with the same Tracking UID refers to the segmentation for those who read
+structure (PS3.16 annex A).
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from highdicom.sr import ContentItem
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import Comprehensive3DSRStorage
+from pydicom.uid import Comprehensive3DSRStorage, EnhancedSRStorage
 
+from dicom_node.domain.profile import Document, Encoding, Identifiers, SrForm
 from dicom_node.errors import ResultError
 from dicom_node.results import codes
 from dicom_node.results.content import (
@@ -23,6 +25,7 @@ from dicom_node.results.content import (
     HAS_ACQ_CONTEXT,
     HAS_CONCEPT_MOD,
     HAS_OBS_CONTEXT,
+    HAS_PROPERTIES,
     INFERRED_FROM,
     SELECTED_FROM,
     code,
@@ -33,19 +36,26 @@ from dicom_node.results.content import (
     text,
     uid,
 )
-from dicom_node.results.contour import Polygon, enclosed, outlines
+from dicom_node.results.contour import Polygon, enclosed, regions
 from dicom_node.results.evidence import hierarchical, reference
-from dicom_node.results.geometry import Geometry, geometry
+from dicom_node.results.geometry import Geometry, geometry, is_multi_frame
 from dicom_node.results.header import RESEARCH_USE, common
 from dicom_node.results.identity import Identity
 from dicom_node.results.normalise import fit_character_set
+from dicom_node.results.segmentation import SOP_CLASSES as SEGMENTATIONS
 from dicom_node.results.segmentation import SegmentNumber
-from dicom_node.results.types import ModelIdentity, Source
+from dicom_node.results.types import ModelIdentity, ReferencedSOP, Source
 from inference.types import Box, Code, Finding, FrameRef, Measurement, Prediction, Segment
 
 FREEHAND = "Cornerstone3DTools@^0.1.0:PlanarFreehandROI"
 RECTANGLE = "Cornerstone3DTools@^0.1.0:RectangleROI"
+LENGTH = "Cornerstone3DTools@^0.1.0:Length"
 """Tracking identifiers by which OHIF makes a group its own, editable annotation."""
+
+SOP_CLASSES: Mapping[Document, str] = {
+    Document.COMPREHENSIVE_3D: Comprehensive3DSRStorage,
+    Document.ENHANCED: EnhancedSRStorage,
+}
 
 MAX_OUTLINES = 8
 MIN_OUTLINE = 0.01
@@ -57,52 +67,75 @@ MAX_NAMED_IMAGES = 8
 
 def report(
     prediction: Prediction,
+    numbered: Mapping[int, SegmentNumber],
     identity: Identity,
-    made: tuple[Dataset, Mapping[int, SegmentNumber]] | None,
+    form: SrForm,
 ) -> Dataset:
     """The report of one prediction.
 
     Args:
         prediction: what the model says.
+        numbered: what `segmentation.numbering` made of its segments.
         identity: of the job.
-        made: the segmentation with the place of each segment in it, None where there is none.
+        form: which SOP class, what tracking identifiers say, which segmentation is cited.
 
     Raises:
         ResultError: the prediction says nothing at all, or points outside the source.
     """
     source, context = identity.source, identity.context
-    dataset = common("sr", Comprehensive3DSRStorage, "SR", identity)
+    dataset = common(form, SOP_CLASSES[form.document], "SR", identity)
     dataset.CompletionFlag, dataset.VerificationFlag = "COMPLETE", "UNVERIFIED"
     dataset.PreliminaryFlag = "PRELIMINARY"
     dataset.PerformedProcedureCodeSequence = []
     dataset.ReferencedPerformedProcedureStepSequence = []
     evidence = [reference(ds) for ds in source.by_uid.values()]
-    if made:
-        evidence.append(reference(made[0]))
+    cited = _cited(identity, form) if numbered else None
+    if cited:
+        evidence.append(cited)
     dataset.CurrentRequestedProcedureEvidenceSequence = hierarchical(evidence)
-    if context.predecessor:
-        dataset.PredecessorDocumentsSequence = hierarchical([context.predecessor])
+    if superseded := context.predecessor(form):
+        dataset.PredecessorDocumentsSequence = hierarchical([superseded])
 
-    groups = list(_Groups(identity, made).all(prediction))
-    if not groups:
+    said = _Content(identity, numbered, form, cited)
+    said.add(prediction)
+    if not said.groups and not said.evaluations:
         raise ResultError("the prediction says nothing: no segment, no finding, no reason")
     remarks = [text(CONTAINS, codes.COMMENT, remark) for remark in _remarks(prediction, identity)]
+    evaluations = [*said.evaluations, *remarks]
     document = container(
         None,
-        codes.IMAGING_MEASUREMENT_REPORT,
+        # OHIF shows the text of every report but those with the first of these titles, and of
+        # those only what is drawn: a report that draws nothing must not look empty there.
+        codes.IMAGING_MEASUREMENT_REPORT if said.groups else codes.CAD_SUMMARY,
         [
             code(HAS_CONCEPT_MOD, codes.LANGUAGE, codes.ENGLISH),
             *_observer(identity),
             code(HAS_CONCEPT_MOD, codes.PROCEDURE_REPORTED, _procedure(dataset, source)),
             _image_library(source),
-            container(CONTAINS, codes.IMAGING_MEASUREMENTS, groups),
-            *([container(CONTAINS, codes.QUALITATIVE_EVALUATIONS, remarks)] if remarks else []),
+            *_container(codes.IMAGING_MEASUREMENTS, said.groups),
+            *_container(codes.QUALITATIVE_EVALUATIONS, evaluations),
         ],
         template="1500",
     )
     dataset.update(document)
     fit_character_set(dataset, source.first)
     return dataset
+
+
+def _container(name: Code, items: Sequence[ContentItem]) -> list[ContentItem]:
+    return [container(CONTAINS, name, items)] if items else []
+
+
+def _cited(identity: Identity, form: SrForm) -> ReferencedSOP | None:
+    """The segmentation that stands beside the report."""
+    if form.cites is None:
+        return None
+    return ReferencedSOP(
+        SEGMENTATIONS[form.cites.encoding],
+        identity.instance(form.cites),
+        identity.series(form.cites),
+        str(identity.source.first.StudyInstanceUID),
+    )
 
 
 def _remarks(prediction: Prediction, identity: Identity) -> Iterator[str]:
@@ -171,72 +204,150 @@ def _algorithm(model: ModelIdentity, *parameters: str) -> list[ContentItem]:
     ]
 
 
-class _Groups:
-    """The measurement groups of a prediction; one method per way of saying something."""
+class _Content:
+    """What a report says of a prediction; one method per way of saying something.
+
+    A verdict without a place is a measurement group of its own under plain identifiers, as IHE AI
+    Results has it. OHIF opens no report that has a group without coordinates, so for viewers it
+    is a qualitative evaluation, which holds the same rows below it.
+
+    Attributes:
+        groups: below Imaging Measurements.
+        evaluations: below Qualitative Evaluations.
+    """
 
     def __init__(
-        self, identity: Identity, made: tuple[Dataset, Mapping[int, SegmentNumber]] | None
+        self,
+        identity: Identity,
+        numbered: Mapping[int, SegmentNumber],
+        form: SrForm,
+        cited: ReferencedSOP | None,
     ) -> None:
+        self.groups: list[ContentItem] = []
+        self.evaluations: list[ContentItem] = []
         self.identity = identity
         self.source = identity.source
         self.headers = identity.source.by_uid
-        self.segmentation: Dataset | None = made[0] if made else None
-        self.numbers: Mapping[int, SegmentNumber] = made[1] if made else {}
+        self.numbers = numbered
+        self.for_viewers = form.identifiers is Identifiers.VIEWER
+        # DCMTK, and all that stands on it, reads no report that refers to a label map.
+        label_map = cited and cited.sop_class_uid == SEGMENTATIONS[Encoding.LABELMAP]
+        self.cited = None if label_map else cited
         self.places: Geometry = geometry(identity.source)
 
-    def all(self, prediction: Prediction) -> Iterator[ContentItem]:
+    def add(self, prediction: Prediction) -> None:
+        """Say all of it."""
         if prediction.not_analysed is not None:
-            yield self.not_analysed(prediction.not_analysed)
+            self.not_analysed(prediction.not_analysed)
             return
         for index, segment in enumerate(prediction.segments):
             if index in self.numbers:
-                yield from self.segment(segment, self.numbers[index])
+                self.groups += self.segment(segment, index, self.numbers[index])
             else:
-                yield self.absent(segment, index)
+                self.absent(segment, index)
         for index, finding in enumerate(prediction.findings):
-            yield self.finding(finding, index)
-            for place, box in enumerate(finding.boxes):
-                yield self.box(finding, box, f"finding {index} box", place)
+            self.finding(finding, index)
 
-    def not_analysed(self, reason: str) -> ContentItem:
+    def not_analysed(self, reason: str) -> None:
         """What was wanted and why it was not done; no finding."""
         model = self.identity.model
-        return self._group(
-            "1501",
-            f"{model.title}: not analysed",
-            self.identity.tracking("not analysed", 0),
-            [
-                *_algorithm(model),
-                *self._images(),
-                # CID 7036 judges the images for the algorithm of this group, not for a reader.
-                code(CONTAINS, codes.IMAGE_QUALITY, codes.NON_DIAGNOSTIC_QUALITY),
-                text(
-                    CONTAINS,
-                    codes.COMMENT,
-                    f"Not analysed by {model.title} {model.version}: {reason}",
-                ),
-                text(CONTAINS, codes.COMMENT, "Image quality refers to this algorithm only."),
-            ],
-        )
+        identifier = f"{model.title}: not analysed"
+        tracking_uid = self.identity.tracking("not analysed", 0)
+        why = f"Not analysed by {model.title} {model.version}: {reason}"
+        # CID 7036 judges the images for the algorithm of this group, not for a reader.
+        whom = "Image quality refers to this algorithm only."
+        quality = codes.IMAGE_QUALITY, codes.NON_DIAGNOSTIC_QUALITY
+        if self.for_viewers:
+            rows = self._below(identifier, tracking_uid, _algorithm(model))
+            note = text(HAS_PROPERTIES, codes.COMMENT, whom)
+            self.evaluations += [
+                text(CONTAINS, codes.COMMENT, why, rows),
+                code(CONTAINS, *quality, [note]),
+            ]
+            return
+        rows = [
+            *_algorithm(model),
+            *self._images(CONTAINS),
+            code(CONTAINS, *quality),
+            text(CONTAINS, codes.COMMENT, why),
+            text(CONTAINS, codes.COMMENT, whom),
+        ]
+        self.groups.append(self._group("1501", identifier, tracking_uid, rows))
 
-    def absent(self, segment: Segment, index: int) -> ContentItem:
+    def absent(self, segment: Segment, index: int) -> None:
         """Looked for, not found."""
         what, sites = _what(segment)
-        return self._group(
-            "1501",
-            segment.label,
-            self.identity.tracking("segment", index),
-            [
-                code(CONTAINS, codes.FINDING_CATEGORY, segment.category),
-                code(CONTAINS, codes.FINDING, what),
-                *sites,
-                *_algorithm(self.identity.model),
-                *self._images(),
-                code(CONTAINS, what, codes.ABSENT),
-            ],
-        )
+        category = code(HAS_PROPERTIES, codes.FINDING_CATEGORY, segment.category)
+        tracking_uid = self.identity.tracking("segment", index)
+        modifiers = [*sites, *_algorithm(self.identity.model)]
+        if self.for_viewers:
+            rows = self._below(segment.label, tracking_uid, modifiers, [category])
+            self.evaluations.append(code(CONTAINS, what, codes.ABSENT, rows))
+            return
+        rows = [
+            code(CONTAINS, codes.FINDING_CATEGORY, segment.category),
+            code(CONTAINS, codes.FINDING, what),
+            *modifiers,
+            *self._images(CONTAINS),
+            code(CONTAINS, what, codes.ABSENT),
+        ]
+        self.groups.append(self._group("1501", segment.label, tracking_uid, rows))
 
-    def segment(self, segment: Segment, entry: SegmentNumber) -> Iterator[ContentItem]:
+    def finding(self, finding: Finding, index: int) -> None:
+        """A verdict: present or absent, how probable, how severe; and where."""
+        threshold = [] if finding.threshold is None else [f"threshold={finding.threshold:g}"]
+        modifiers = [*_site(finding.site), *_algorithm(self.identity.model, *threshold)]
+        verdict = finding.code, codes.PRESENT if finding.present else codes.ABSENT
+        boxes = [
+            self.box(finding, box, f"finding {index} box", place)
+            for place, box in enumerate(finding.boxes)
+        ]
+        if self.for_viewers and not boxes:
+            rows = self._below(
+                finding.label,
+                self.identity.tracking("finding", index),
+                modifiers,
+                _numbers(HAS_PROPERTIES, finding),
+            )
+            self.evaluations.append(code(CONTAINS, *verdict, rows))
+            return
+        rows = [
+            code(CONTAINS, codes.FINDING, finding.code),
+            *modifiers,
+            *_numbers(CONTAINS, finding),
+            *self._images(CONTAINS),
+            code(CONTAINS, *verdict),
+        ]
+        # Viewers join the groups of one Tracking UID and want the drawn one first: so the verdict
+        # shares the first box's and follows it.
+        tracking_uid = (
+            self.identity.tracking(f"finding {index} box", 0)
+            if boxes
+            else self.identity.tracking("finding", index)
+        )
+        told = self._group("1501", finding.label, tracking_uid, rows)
+        self.groups += [*boxes[:1], told, *boxes[1:]]
+
+    def _below(
+        self,
+        identifier: str,
+        tracking_uid: str,
+        modifiers: Iterable[ContentItem],
+        properties: Iterable[ContentItem] = (),
+    ) -> list[ContentItem]:
+        """The rows of a measurement group, below an evaluation.
+
+        As properties, since Enhanced SR gives an evaluation no observation context (PS3.3 A.35.2).
+        """
+        return [
+            text(HAS_PROPERTIES, codes.TRACKING_IDENTIFIER, identifier),
+            uid(HAS_PROPERTIES, codes.TRACKING_UID, tracking_uid),
+            *modifiers,
+            *properties,
+            *self._images(INFERRED_FROM),
+        ]
+
+    def segment(self, segment: Segment, index: int, entry: SegmentNumber) -> Iterator[ContentItem]:
         """What is drawn, then what is referred to."""
         what, sites = _what(segment)
         common_rows = [
@@ -245,70 +356,62 @@ class _Groups:
             *sites,
             *_algorithm(self.identity.model),
         ]
-        frame = int(np.argmax(segment.mask.sum(axis=(1, 2))))
-        shown = self._shown_area(segment, frame)
-        yield self._group(
-            "1501",
-            FREEHAND,
-            entry.tracking_uid,
-            [
-                *common_rows,
-                number(
-                    CONTAINS,
-                    shown.name,
-                    shown.value,
-                    shown.unit,
-                    [self._drawn(line, frame) for line in _worth_drawing(segment.mask[frame])],
-                ),
-            ],
-        )
-        assert self.segmentation is not None  # noqa: S101 - there is an entry, so there is a SEG
-        target = (self.segmentation.SOPClassUID, self.segmentation.SOPInstanceUID)
-        planar = self.places.positions is None or len(self.source.frames) == 1
-        if planar:
-            where = [
-                image(CONTAINS, codes.REFERENCED_SEGMENTATION_FRAME, *target, frames=entry.frames),
-                *(
-                    self._frame_image(CONTAINS, codes.SOURCE_IMAGE_FOR_SEGMENTATION, ref)
-                    for ref in self._refs(segment.mask)
-                ),
-            ]
-        else:
-            first = self.headers[self.source.frames[0].sop_instance_uid]
-            where = [
-                image(CONTAINS, codes.REFERENCED_SEGMENT, *target, segment=entry.number),
-                uid(
-                    CONTAINS,
-                    codes.SOURCE_SERIES_FOR_SEGMENTATION,
-                    str(first.SeriesInstanceUID),
-                ),
-            ]
-        rest = [self._number(m) for m in segment.measurements if m is not shown]
-        yield self._group(
-            "1410" if planar else "1411",
-            segment.label,
-            entry.tracking_uid,
-            [*common_rows, *where, *rest],
-        )
+        frame = _largest(segment)
+        whole = self._area_of(segment, frame)
+        parts = regions(segment.mask[frame])
+        for place, part in enumerate(parts[:MAX_OUTLINES]):
+            if part.pixels < MIN_OUTLINE * parts[0].pixels:
+                break
+            shown = whole
+            if len(parts) > 1:
+                shown = Measurement(codes.AREA, *self._area(part.pixels), frame)
+            tracking_uid = entry.tracking_uid
+            if place:
+                tracking_uid = self.identity.tracking(f"segment {index} part", place)
+            drawn = self._drawn(part.outline, frame)
+            yield self._group(
+                "1501",
+                self._identifier(FREEHAND, segment.label),
+                tracking_uid,
+                [*common_rows, number(CONTAINS, shown.name, shown.value, shown.unit, [drawn])],
+            )
+        for place, length in enumerate(m for m in segment.measurements if m.line is not None):
+            yield self._group(
+                "1501",
+                self._identifier(LENGTH, f"{segment.label}, {length.name.meaning}"),
+                self.identity.tracking(f"segment {index} length", place),
+                [*common_rows, self._length(length)],
+            )
+        rest = [m for m in segment.measurements if m is not whole and m.line is None]
+        if len(parts) > 1:
+            rest.insert(0, whole)
+        if self.cited or rest:
+            template, where = self._whereabouts(segment, entry)
+            rows = [*common_rows, *where, *map(self._number, rest)]
+            yield self._group(template, segment.label, entry.tracking_uid, rows)
 
-    def finding(self, finding: Finding, index: int) -> ContentItem:
-        """A verdict: present or absent, how probable, how severe."""
-        threshold = [] if finding.threshold is None else [f"threshold={finding.threshold:g}"]
-        rows = [
-            code(CONTAINS, codes.FINDING, finding.code),
-            *_site(finding.site),
-            *_algorithm(self.identity.model, *threshold),
+    def _whereabouts(self, segment: Segment, entry: SegmentNumber) -> tuple[str, list[ContentItem]]:
+        """The template of the group that stands for the whole segment, and what it refers to."""
+        if self.cited is None:
+            return "1501", self._images(CONTAINS)
+        target = (self.cited.sop_class_uid, self.cited.sop_instance_uid)
+        if self.places.positions is None or len(self.source.frames) == 1:
+            # One frame stands for all (TID 1410 rows 7 and 8): the one that is drawn. The Tracking
+            # UID leads to the others.
+            frame = _largest(segment)
+            number_of_it = entry.frames[entry.source_frames.index(frame)]
+            return "1410", [
+                image(
+                    CONTAINS, codes.REFERENCED_SEGMENTATION_FRAME, *target, frames=(number_of_it,)
+                ),
+                self._frame_image(CONTAINS, codes.SOURCE_IMAGE_FOR_SEGMENTATION, self._ref(frame)),
+            ]
+        first = self.headers[self.source.frames[0].sop_instance_uid]
+        series = str(first.SeriesInstanceUID)
+        return "1411", [
+            image(CONTAINS, codes.REFERENCED_SEGMENT, *target, segment=entry.number),
+            uid(CONTAINS, codes.SOURCE_SERIES_FOR_SEGMENTATION, series),
         ]
-        if finding.probability is not None:
-            rows.append(number(CONTAINS, codes.PROBABILITY, finding.probability, codes.NO_UNITS))
-        if finding.score is not None:
-            rows.append(number(CONTAINS, codes.SEVERITY, finding.score, codes.NO_UNITS))
-        verdict = codes.PRESENT if finding.present else codes.ABSENT
-        rows += [*self._images(), code(CONTAINS, finding.code, verdict)]
-        if finding.severity is not None:
-            rows.append(code(CONTAINS, codes.SEVERITY, finding.severity))
-        tracking_uid = self.identity.tracking("finding", index)
-        return self._group("1501", finding.label, tracking_uid, rows)
 
     def box(self, finding: Finding, box: Box, what: str, index: int) -> ContentItem:
         """Where a finding is: a rectangle, with its area as the number that viewers need."""
@@ -328,7 +431,7 @@ class _Groups:
             raise ResultError(f"box {index} of {what} has no area")
         return self._group(
             "1501",
-            RECTANGLE,
+            self._identifier(RECTANGLE, f"{finding.label}, region {index + 1}"),
             self.identity.tracking(what, index),
             [
                 code(CONTAINS, codes.FINDING, finding.code),
@@ -337,6 +440,9 @@ class _Groups:
                 number(CONTAINS, codes.AREA, area, unit, [self._drawn(corners, box.frame)]),
             ],
         )
+
+    def _identifier(self, tool: str, plain: str) -> str:
+        return tool if self.for_viewers else plain
 
     def _group(
         self, template: str, identifier: str, tracking_uid: str, rows: Iterable[ContentItem]
@@ -352,8 +458,8 @@ class _Groups:
             template=template,
         )
 
-    def _shown_area(self, segment: Segment, frame: int) -> Measurement:
-        """The area that the outline on ``frame`` stands for: the model's own, else counted here."""
+    def _area_of(self, segment: Segment, frame: int) -> Measurement:
+        """The area of a segment on ``frame``: the model's own, else counted here."""
         single = len(self.source.frames) == 1
         for measurement in segment.measurements:
             here = measurement.frame == frame or (single and measurement.frame is None)
@@ -375,6 +481,14 @@ class _Groups:
             on = [self._frame_image(INFERRED_FROM, codes.SOURCE_OF_MEASUREMENT, ref)]
         return number(CONTAINS, measurement.name, measurement.value, measurement.unit, on)
 
+    def _length(self, length: Measurement) -> ContentItem:
+        """A length with the line along which it was measured."""
+        if length.frame is None or length.line is None:
+            raise ResultError(f"{length.name.meaning}: a line needs its frame")
+        line = np.array(length.line, dtype=np.float64)
+        drawn = self._drawn(line, length.frame)
+        return number(CONTAINS, length.name, length.value, length.unit, [drawn])
+
     def _drawn(self, line: Polygon, frame: int) -> ContentItem:
         on = self._frame_image(SELECTED_FROM, codes.SOURCE, self._ref(frame))
         return polyline(INFERRED_FROM, codes.SOURCE_OF_MEASUREMENT, line, on)
@@ -384,11 +498,8 @@ class _Groups:
             raise ResultError(f"frame {frame} of a source of {len(self.source.frames)} frames")
         return self.source.frames[frame]
 
-    def _refs(self, mask: NDArray[np.bool_]) -> list[FrameRef]:
-        return [self.source.frames[int(i)] for i in np.flatnonzero(mask.any(axis=(1, 2)))]
-
     def _frame_image(self, relationship: str, name: Code, ref: FrameRef) -> ContentItem:
-        multi = self.headers[ref.sop_instance_uid].get("NumberOfFrames") is not None
+        multi = is_multi_frame(self.headers[ref.sop_instance_uid])
         return image(
             relationship,
             name,
@@ -397,18 +508,38 @@ class _Groups:
             frames=(ref.frame,) if multi else (),
         )
 
-    def _images(self) -> list[ContentItem]:
+    def _images(self, relationship: str) -> list[ContentItem]:
         """What a statement about the whole input refers to."""
         headers: Sequence[Dataset] = list(self.headers.values())
         if len(headers) > MAX_NAMED_IMAGES:
             series = sorted({str(ds.SeriesInstanceUID) for ds in headers})
-            return [uid(CONTAINS, codes.SERIES_INSTANCE_UID, value) for value in series]
+            return [uid(relationship, codes.SERIES_INSTANCE_UID, value) for value in series]
         return [
             image(
-                CONTAINS, codes.SOURCE_OF_MEASUREMENT, str(ds.SOPClassUID), str(ds.SOPInstanceUID)
+                relationship,
+                codes.SOURCE_OF_MEASUREMENT,
+                str(ds.SOPClassUID),
+                str(ds.SOPInstanceUID),
             )
             for ds in headers
         ]
+
+
+def _largest(segment: Segment) -> int:
+    """The frame on which a segment has most pixels."""
+    return int(np.argmax(segment.mask.sum(axis=(1, 2))))
+
+
+def _numbers(relationship: str, finding: Finding) -> list[ContentItem]:
+    """What stands behind a verdict."""
+    rows = []
+    if finding.probability is not None:
+        rows.append(number(relationship, codes.PROBABILITY, finding.probability, codes.NO_UNITS))
+    if finding.score is not None:
+        rows.append(number(relationship, codes.SEVERITY, finding.score, codes.NO_UNITS))
+    if finding.severity is not None:
+        rows.append(code(relationship, codes.SEVERITY, finding.severity))
+    return rows
 
 
 def _what(segment: Segment) -> tuple[Code, list[ContentItem]]:
@@ -433,9 +564,3 @@ def _site(site: Code | None, laterality: Code | None = None) -> list[ContentItem
 def _same(one: Code, other: Code) -> bool:
     """Meanings are for people (PS3.3 8.3)."""
     return (one.value, one.scheme) == (other.value, other.scheme)
-
-
-def _worth_drawing(mask: NDArray[np.bool_]) -> list[Polygon]:
-    lines = outlines(mask)
-    least = MIN_OUTLINE * enclosed(lines[0])
-    return [line for line in lines[:MAX_OUTLINES] if enclosed(line) >= least]

@@ -5,19 +5,25 @@ Refuses to know where any of it is stored: services fill these from rows, files 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from dicom_node.domain.profile import Form
 from dicom_node.errors import ResultError
 from inference.types import FrameRef
 
-Kind = Literal["seg", "sr"]
-Profile = Literal["default"]
+BUILDER_VERSION = "2"
+"""Raised whenever the same prediction would be written down differently."""
+
+Picture = Callable[[int], NDArray[np.uint8]]
+"""Of a frame of the source, from 0, as people see it: ``(rows, columns)`` grey or ``(rows,
+columns, 3)`` RGB, windowed."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +67,32 @@ class BuildContext:
         node_salt: secret of this node, so that two nodes never draw the same UID.
         job_created_at: aware; the only time that is written into a result.
         generation: 1, then one more for every rerun or new revision.
-        predecessor: the report that this one supersedes.
+        predecessors: the reports that this one supersedes, by their form as text: the same
+            result went to different destinations in different forms.
         incomplete_reason: why the study was taken before it was known to be complete.
         institution: Institution Name of the results, where the site wants one.
-        profile: how the report is laid out for its readers.
+        builder: the builder's version when the result was first built. Forms that are built
+            later keep it, so that they cite what was sent.
     """
 
     node_salt: str
     job_created_at: datetime
     generation: int = 1
-    predecessor: ReferencedSOP | None = None
+    predecessors: Mapping[str, ReferencedSOP] = field(default_factory=dict)
     incomplete_reason: str | None = None
     institution: str | None = None
-    profile: Profile = "default"
+    builder: str = BUILDER_VERSION
 
     def __post_init__(self) -> None:
         if self.job_created_at.tzinfo is None:
             raise ResultError("job_created_at has no time zone")
         if self.generation < 1:
             raise ResultError(f"generation {self.generation} is below 1")
+
+    def predecessor(self, form: Form) -> ReferencedSOP | None:
+        """What a report of this form supersedes: the same form where there was one, else any."""
+        first = next(iter(sorted(self.predecessors.items())), (None, None))[1]
+        return self.predecessors.get(str(form), first)
 
 
 @dataclass(frozen=True)
@@ -132,8 +145,13 @@ class Source:
 class BuiltObject:
     """A finished DICOM object, ready for `dicom_node.results.encode.encode`."""
 
-    kind: Kind
+    form: Form
     dataset: Dataset
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
+
+    @property
+    def kind(self) -> str:
+        """``seg``, ``sr`` or ``sc``."""
+        return self.form.kind

@@ -28,7 +28,6 @@ from dicom_node.domain.study import (
 from dicom_node.errors import Unavailable
 from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.context import Node
-from dicom_node.services.deliver import queue_deliveries
 from dicom_node.services.registry import model_version, rules_in_force
 from dicom_node.settings import CompletionSettings
 from dicom_node.store.tables import (
@@ -238,8 +237,6 @@ def _job(
     same = [j for j in before if j.model_id == wanted.model.id and j.inputs_digest == wanted.digest]
     if same:
         _add_destinations(session, same[0], wanted)
-        if same[0].state == JobState.DONE:
-            queue_deliveries(session, same[0], now)
         return False
     rows = {i.sop_instance_uid: i for i in study.instances}
     job = Job(

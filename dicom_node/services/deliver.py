@@ -1,6 +1,7 @@
 """Owns the way of a stored result to its destinations, and transaction T5: what each answered.
 
 Sends the bytes that are on disk, the same every time; what is cited goes before what cites it.
+Where a destination takes no objects of a form, another goes in its place (``services.forms``).
 Refuses to know sockets: ``dicom_node.destinations`` does.
 """
 
@@ -22,11 +23,13 @@ from sqlalchemy.orm import Session, aliased, selectinload
 
 from dicom_node.destinations.build import build
 from dicom_node.destinations.types import Item, Sent
+from dicom_node.dimse.status import SOP_CLASS_NOT_SUPPORTED
 from dicom_node.domain.delivery import DeliveryState, after, wait
+from dicom_node.domain.profile import describe
 from dicom_node.domain.study import StudyState
-from dicom_node.errors import DeliveryFailed, NotFound, Retry
-from dicom_node.services import claims
-from dicom_node.services.alerts import alert_once
+from dicom_node.errors import DeliveryFailed, NodeError, NotFound, Retry
+from dicom_node.services import claims, forms
+from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.context import Node
 from dicom_node.services.processes import beating
 from dicom_node.store.tables import (
@@ -58,31 +61,8 @@ class _Sending:
     sha256: str
     job_id: int
     position: int
-
-
-def queue_deliveries(session: Session, job: Job, now: datetime) -> None:
-    """Make the delivery rows of a finished job that do not exist yet."""
-    rows = session.execute(
-        select(Delivery.result_id, Delivery.destination_id)
-        .join(Result)
-        .where(Result.job_id == job.id)
-    )
-    known = {(result, destination) for result, destination in rows}
-    for name in (row.destination for row in job.destinations):
-        place = session.scalar(select(Destination.id).where(Destination.name == name))
-        if place is None:  # removed by hand since; the rule's name stays with the job
-            continue
-        for result in job.results:
-            if (result.id, place) not in known:
-                session.add(
-                    Delivery(
-                        result_id=result.id,
-                        destination_id=place,
-                        state=DeliveryState.PENDING,
-                        created_at=now,
-                        next_at=now,
-                    )
-                )
+    form: str
+    destination: str
 
 
 def deliver(node: Node, jitter: Callable[[], float] = random.random) -> int:
@@ -91,6 +71,7 @@ def deliver(node: Node, jitter: Callable[[], float] = random.random) -> int:
     Returns:
         How many deliveries were attempted.
     """
+    forms.lay_out_waiting(node)
     attempted, until = 0, time.monotonic() + LONG_ENOUGH
     running: dict[int, Future[int]] = {}
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
@@ -152,7 +133,7 @@ def _sendable(node: Node) -> Select[Delivery]:
             earlier_result.job_id == Result.job_id,
             earlier_result.position < Result.position,
             earlier_delivery.destination_id == Delivery.destination_id,
-            earlier_delivery.state != DeliveryState.SENT,
+            earlier_delivery.state.not_in((DeliveryState.SENT, DeliveryState.REPLACED)),
         )
         .exists()
     )
@@ -175,7 +156,7 @@ def _claim(node: Node, destination_id: int) -> list[_Sending]:
     query = (
         _sendable(node)
         .where(Delivery.destination_id == destination_id)
-        .options(selectinload(Delivery.result))
+        .options(selectinload(Delivery.result), selectinload(Delivery.destination))
         .order_by(Job.due_at, Job.id, Result.position)
         .limit(AT_ONCE)
     )
@@ -198,7 +179,15 @@ def _sending(node: Node, row: Delivery) -> _Sending:
         sop_instance_uid=result.sop_instance_uid,
         transfer_syntax=result.transfer_syntax,
     )
-    return _Sending(row, item, result.sha256, result.job_id, result.position)
+    return _Sending(
+        row,
+        item,
+        result.sha256,
+        result.job_id,
+        result.position,
+        result.form,
+        row.destination.name,
+    )
 
 
 def _is_sound(sending: _Sending) -> bool:
@@ -215,8 +204,12 @@ def _record(
     now, row, settings = node.now(), sending.row, node.settings.delivery
     arrived = isinstance(outcome, Sent)
     answer = _answer(sending, outcome)
+    instead = None if isinstance(outcome, Sent) else _instead(node, sending, outcome)
     if isinstance(outcome, Sent):
         values = {"state": DeliveryState.SENT, "sent_at": now}
+    elif instead:
+        values = {"state": DeliveryState.REPLACED}
+        answer += f"; {describe(instead.layout)} goes instead"
     elif outcome.retry is Retry.NEVER or row.attempts >= settings.attempts:
         values = {"state": DeliveryState.DEAD}
     else:
@@ -235,8 +228,12 @@ def _record(
         ours = claims.still_ours(
             session, row, DeliveryState.SENDING, last_answer=answer, owner=None, **values
         )
+        if ours and instead:
+            forms.enter(session, node, sending.job_id, sending.destination, instead)
         if ours and values["state"] is DeliveryState.DEAD:
             _give_up(session, sending, answer, now)
+    if instead and not ours:
+        forms.discard(node, instead.objects)
     log.log(
         logging.INFO if arrived else logging.WARNING,
         "delivered" if arrived else "not delivered",
@@ -246,6 +243,18 @@ def _record(
         answer=answer,
         state=str(values["state"]),
     )
+
+
+def _instead(node: Node, sending: _Sending, outcome: DeliveryFailed) -> forms.Relaid | None:
+    """What goes in the place of a form whose SOP class or syntax the destination does not take."""
+    if outcome.retry is not Retry.NEVER or outcome.status != SOP_CLASS_NOT_SUPPORTED:
+        return None
+    try:
+        return forms.prepare(node, sending.job_id, sending.destination, (sending.form,))
+    except Exception as error:  # what libraries raise on headers that they do not expect
+        reason = str(error) if isinstance(error, NodeError) else fault(error)
+        log.error("no other form", delivery=sending.row.id, job=sending.job_id, reason=reason)
+        return None
 
 
 def _answer(sending: _Sending, outcome: Sent | DeliveryFailed) -> str:

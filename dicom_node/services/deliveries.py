@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
+from dicom_node.domain.profile import form_of
 from dicom_node.errors import NotFound
 from dicom_node.services.context import Node
 from dicom_node.store.tables import Delivery, Job, Result, Revision
@@ -65,6 +66,7 @@ def delivery_row(row: Delivery) -> dict[str, Any]:
         "state": row.state,
         "destination": row.destination.name,
         "kind": row.result.kind,
+        "form": form_of(row.result.form).words,
         "job": job.id,
         "study": job.revision.study.study_instance_uid,
         "sop_instance_uid": row.result.sop_instance_uid,

@@ -17,7 +17,7 @@ from dicom_node.domain.job import JobState
 from dicom_node.domain.study import StudyState
 from dicom_node.services.context import Node
 from dicom_node.services.deliveries import delivery_row
-from dicom_node.services.jobs import job_row
+from dicom_node.services.jobs import destination_row, job_row
 from dicom_node.services.studies import find, series_rows
 from dicom_node.store.tables import (
     Alert,
@@ -133,7 +133,7 @@ def _job(session: Session, job: Job, now: datetime, roles: set[str]) -> dict[str
         "predecessor": job.predecessor_id,
         "waits_for": _job_waits(job, now, roles),
         "found": found_in_words(job.summary),
-        "destinations": [{"name": d.destination, "rules": d.rules} for d in job.destinations],
+        "destinations": [destination_row(row) for row in job.destinations],
         "deliveries": [delivery_row(delivery) for delivery in deliveries],
     }
 

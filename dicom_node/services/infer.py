@@ -13,33 +13,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
-from pydicom import dcmread
 from sqlalchemy import or_, select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import selectinload
 
 from dicom_node.domain.job import JobState
+from dicom_node.domain.profile import DEFAULT, Encoding, Layout, Profile
 from dicom_node.domain.study import StudyState
 from dicom_node.errors import ResultError, Unavailable
-from dicom_node.results.build import build_results
-from dicom_node.results.encode import encode
-from dicom_node.results.types import (
-    BuildContext,
-    BuiltObject,
-    ModelIdentity,
-    ReferencedSOP,
-    Source,
-)
-from dicom_node.services import claims
+from dicom_node.services import claims, forms
 from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.context import Node
-from dicom_node.services.deliver import queue_deliveries
+from dicom_node.services.predictions import Told, keep, new_context
 from dicom_node.services.processes import beating
 from dicom_node.store.database import CommitUnknown
 from dicom_node.store.files import Stored
-from dicom_node.store.tables import Job, JobInput, Result, Revision, Study
+from dicom_node.store.tables import Job, JobInput, Revision, Study
 from inference.errors import BundleError, ReadingError
 from inference.reading import read_files
-from inference.types import FrameRef, ImageStack, Prediction
+from inference.types import ImageStack, Prediction
 
 PATIENCE = timedelta(seconds=60)
 """How long a job waits that could not be run for want of its model or of space."""
@@ -50,7 +41,9 @@ log = structlog.get_logger(__name__)
 class Engines(Protocol):
     """Warm models: what the worker lends to this service."""
 
-    def predict(self, digest: str, stacks: Sequence[ImageStack]) -> list[Prediction]:
+    def predict(
+        self, digest: str, stacks: Sequence[ImageStack], keep_probability: bool = False
+    ) -> list[Prediction]:
         """Run the model with this bundle digest on each stack."""
         ...
 
@@ -61,7 +54,7 @@ class Claimed:
 
     row: Job
     files: tuple[Path, ...]
-    digests: tuple[str, ...]
+    profiles: dict[str, Profile]  # of its destinations, by name
 
 
 def run_jobs(node: Node, engines: Engines, queues: Sequence[str]) -> int:
@@ -81,7 +74,7 @@ def run_jobs(node: Node, engines: Engines, queues: Sequence[str]) -> int:
                 readable.append((job, read_files(job.files)))
             except ReadingError as error:
                 # The input will not get better: the report says why nothing was analysed.
-                _finish(node, job, Prediction(not_analysed=_sentence(error)), ())
+                _finish(node, job, Prediction(not_analysed=_sentence(error)))
             except MemoryError:
                 _fail(node, job, "out of memory while reading")
         _predict(node, engines, readable)
@@ -94,7 +87,15 @@ def _predict(node: Node, engines: Engines, readable: Sequence[tuple[Claimed, Ima
         return
     digest = readable[0][0].row.model.digest
     try:
-        predictions = engines.predict(digest, [stack for _, stack in readable])
+        predictions = engines.predict(
+            digest,
+            [stack for _, stack in readable],
+            any(
+                profile.segmentation is Encoding.FRACTIONAL
+                for job, _ in readable
+                for profile in job.profiles.values()
+            ),
+        )
     except BundleError as error:
         for job, _ in readable:
             name = job.row.model.name
@@ -108,7 +109,7 @@ def _predict(node: Node, engines: Engines, readable: Sequence[tuple[Claimed, Ima
             _fail(node, readable[0][0], f"{type(error).__name__}: {_first_line(error)}")
         return
     for (job, stack), prediction in zip(readable, predictions, strict=True):
-        _finish(node, job, prediction, stack.frames)
+        _finish(node, job, prediction, stack)
 
 
 def _claim(node: Node, queues: Sequence[str]) -> list[Claimed]:
@@ -126,6 +127,7 @@ def _claim(node: Node, queues: Sequence[str]) -> list[Claimed]:
         .order_by(Job.due_at, Job.id)
         .options(
             selectinload(Job.model),
+            selectinload(Job.destinations),
             selectinload(Job.inputs).selectinload(JobInput.instance),
             selectinload(Job.revision).selectinload(Revision.study),
         )
@@ -143,8 +145,8 @@ def _claim(node: Node, queues: Sequence[str]) -> list[Claimed]:
         return [
             Claimed(
                 row,
-                tuple(node.instances.path(i.instance.path) for i in row.inputs),
-                tuple(i.instance.sha256 for i in row.inputs),
+                forms.input_files(node, row),
+                forms.profiles(session, [d.destination for d in row.destinations]),
             )
             for row in rows
             if claims.claim(
@@ -153,18 +155,24 @@ def _claim(node: Node, queues: Sequence[str]) -> list[Claimed]:
         ]
 
 
-def _finish(node: Node, job: Claimed, prediction: Prediction, frames: tuple[FrameRef, ...]) -> None:
-    """Build the objects once, make them durable, then T4."""
-    stored: list[tuple[BuiltObject, Stored]] = []
+def _finish(
+    node: Node, job: Claimed, prediction: Prediction, stack: ImageStack | None = None
+) -> None:
+    """Keep the prediction, build its objects once, make both durable, then T4."""
+    objects: forms.Objects = ()
+    kept: Stored | None = None
     try:
-        for built in _build(node, job, prediction, frames):
-            stored.append((built, node.results.write(".dcm", b"", encode(built.dataset))))
+        told = Told(prediction, stack.frames if stack else (), new_context(node, job.row))
+        kept = keep(node, told)
+        layouts = _layouts(job, prediction)
+        wanted = {form for layout in layouts.values() for form in layout} or DEFAULT
+        objects = forms.write(node, job.row, told, wanted, (lambda: stack) if stack else None)
     except Unavailable as error:  # a full disk is no fault of the job
-        _discard(node, stored)
+        _discard(node, kept, objects)
         _wait(node, job, "results not kept", "results", str(error))
         return
     except Exception as error:  # what libraries raise on headers that they do not expect
-        _discard(node, stored)
+        _discard(node, kept, objects)
         _fail(node, job, str(error) if isinstance(error, ResultError) else fault(error))
         return
     try:
@@ -177,103 +185,40 @@ def _finish(node: Node, job: Claimed, prediction: Prediction, frames: tuple[Fram
                 finished_at=node.now(),
                 owner=None,
                 summary=summarise(prediction),
+                prediction=kept.name,
+                prediction_sha256=kept.sha256,
             )
             if done:
-                _store_rows(session, node, job.row.id, stored)
+                row = session.get_one(Job, job.row.id)
+                forms.add_rows(session, node, row, objects)
+                for destination in row.destinations:
+                    # One that joined while the model ran is laid out when it is delivered to.
+                    if layout := layouts.get(destination.destination):
+                        destination.layout = [str(form) for form in layout]
+                forms.queue(session, row, node)
     except CommitUnknown:
         raise  # the rows may exist: the files stay, reconciliation removes them if they do not
     except BaseException:
-        _discard(node, stored)  # the rollback is certain
+        _discard(node, kept, objects)  # the rollback is certain
         raise
     if not done:
-        _discard(node, stored)
+        _discard(node, kept, objects)
         log.warning("stale lease: result discarded", job=job.row.id, token=job.row.token)
         return
     log.info(
         "job done",
         job=job.row.id,
         model=job.row.model.name,
-        objects=[built.kind for built, _ in stored],
+        objects=[str(built.form) for built, _ in objects],
         not_analysed=prediction.not_analysed is not None,
         seconds=(node.now() - (job.row.started_at or node.now())).total_seconds(),
     )
 
 
-def _build(
-    node: Node, job: Claimed, prediction: Prediction, frames: tuple[FrameRef, ...]
-) -> tuple[BuiltObject, ...]:
-    headers = tuple(dcmread(path, stop_before_pixels=True) for path in job.files)
-    source = Source(headers, job.digests, frames)
-    return build_results(prediction, source, model_identity(job.row), _context(node, job.row))
-
-
-def _store_rows(
-    session: Session, node: Node, job_id: int, stored: Sequence[tuple[BuiltObject, Stored]]
-) -> None:
-    job = session.get_one(Job, job_id)
-    for position, (built, file) in enumerate(stored):
-        job.results.append(
-            Result(
-                position=position,
-                kind=built.kind,
-                sop_class_uid=built.sop_class_uid,
-                sop_instance_uid=built.sop_instance_uid,
-                series_instance_uid=built.series_instance_uid,
-                transfer_syntax=str(built.dataset.file_meta.TransferSyntaxUID),
-                path=file.name,
-                sha256=file.sha256,
-                size=file.size,
-                created_at=node.now(),
-            )
-        )
-    session.flush()
-    queue_deliveries(session, job, node.now())
-
-
-def model_identity(job: Job) -> ModelIdentity:
-    """What the objects say of the model; thresholds are its parameters (TID 4019)."""
-    manifest = job.model.manifest
-    return ModelIdentity(
-        name=job.model.name,
-        version=job.model.version,
-        title=manifest["title"],
-        manufacturer=manifest["manufacturer"],
-        bundle_digest=job.model.digest,
-        research_only=manifest["research_only"],
-        parameters={
-            f"threshold {label['label']}": f"{label['threshold']:g}" for label in manifest["labels"]
-        },
-    )
-
-
-def _context(node: Node, job: Job) -> BuildContext:
-    revision = job.revision
-    incomplete = None if revision.complete else revision.evidence
-    return BuildContext(
-        node_salt=node.settings.node_salt,
-        job_created_at=job.created_at,
-        generation=job.generation,
-        predecessor=_predecessor(node, job),
-        incomplete_reason=incomplete,
-    )
-
-
-def _predecessor(node: Node, job: Job) -> ReferencedSOP | None:
-    """The report that this one supersedes, where one was made."""
-    if job.predecessor_id is None:
-        return None
-    with node.database.reading() as session:
-        sr = session.scalar(
-            select(Result).where(Result.job_id == job.predecessor_id, Result.kind == "sr")
-        )
-    if sr is None:
-        return None
-    return ReferencedSOP(
-        sop_class_uid=sr.sop_class_uid,
-        sop_instance_uid=sr.sop_instance_uid,
-        series_instance_uid=sr.series_instance_uid,
-        study_instance_uid=job.revision.study.study_instance_uid,
-    )
+def _layouts(job: Claimed, prediction: Prediction) -> dict[str, Layout]:
+    """What each destination gets at first."""
+    chosen = {name: forms.choose(wish, prediction) for name, wish in job.profiles.items()}
+    return {name: layout for name, layout in chosen.items() if layout}
 
 
 def summarise(prediction: Prediction) -> dict[str, Any]:
@@ -344,9 +289,11 @@ def _fail(node: Node, job: Claimed, reason: str) -> None:
     log.error("job failed", job=job.row.id, attempt=job.row.attempts, reason=reason, dead=last)
 
 
-def _discard(node: Node, stored: Sequence[tuple[BuiltObject, Stored]]) -> None:
-    for _, file in stored:
-        node.results.remove(file.name)
+def _discard(node: Node, kept: Stored | None, objects: forms.Objects) -> None:
+    """Remove what no row names."""
+    if kept:
+        node.results.remove(kept.name)
+    forms.discard(node, objects)
 
 
 def _sentence(error: ReadingError) -> str:

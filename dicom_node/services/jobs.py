@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dicom_node.domain.job import JobState, Priority, after, due_at
+from dicom_node.domain.profile import describe, form_of
 from dicom_node.errors import NotFound
 from dicom_node.services.context import Node
 from dicom_node.store.tables import Job, JobDestination, JobInput, Model, Revision, Study
@@ -34,10 +35,11 @@ def show_job(node: Node, job_id: int) -> dict[str, Any]:
                 {"role": i.role, "sop_instance_uid": i.instance.sop_instance_uid}
                 for i in job.inputs
             ],
-            "destinations": [{"name": d.destination, "rules": d.rules} for d in job.destinations],
+            "destinations": [destination_row(row) for row in job.destinations],
             "results": [
                 {
                     "kind": r.kind,
+                    "form": form_of(r.form).words,
                     "sop_instance_uid": r.sop_instance_uid,
                     "file": str(node.results.path(r.path)),
                     "sha256": r.sha256,
@@ -47,6 +49,12 @@ def show_job(node: Node, job_id: int) -> dict[str, Any]:
             "predecessor": job.predecessor_id,
             "summary": job.summary,
         }
+
+
+def destination_row(row: JobDestination) -> dict[str, Any]:
+    """Where a job's results go, by which rules, and in which forms as it was chosen."""
+    layout = tuple(map(form_of, row.layout or ()))
+    return {"name": row.destination, "rules": row.rules, "forms": describe(layout)}
 
 
 def retry_job(node: Node, job_id: int) -> None:

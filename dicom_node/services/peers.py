@@ -8,7 +8,17 @@ from dataclasses import replace
 from dicom_node.destinations.build import build
 from dicom_node.destinations.dimse import DimseDestination
 from dicom_node.destinations.types import Destination
-from dicom_node.errors import ConfigurationError, Unavailable
+from dicom_node.domain.profile import (
+    Compression,
+    Document,
+    Encoding,
+    Form,
+    ScForm,
+    SegForm,
+    SrForm,
+)
+from dicom_node.errors import ConfigurationError, DeliveryFailed, Unavailable
+from dicom_node.results.build import kind_of
 from dicom_node.services.context import Node
 from dicom_node.services.receive import is_known
 from dicom_node.services.registry import check_ae_title, get_destination, list_modalities
@@ -80,6 +90,33 @@ def echo(destination: Destination) -> float:
     if not answer.reachable:
         raise Unavailable(explained(answer.detail, destination))
     return answer.seconds
+
+
+def takes(destination: Destination) -> dict[str, bool] | None:
+    """Which forms of a result a PACS takes, in words; None for a folder, which takes them all.
+
+    Raises:
+        Unavailable: it cannot be asked.
+    """
+    if not isinstance(destination, DimseDestination):
+        return None
+    kinds = {form.words: kind_of(form) for form in _ASKED}
+    try:
+        accepted = destination.accepts(list(kinds.values()))
+    except DeliveryFailed as error:
+        raise Unavailable(explained(error.reason, destination)) from error
+    return {words: kind in accepted for words, kind in kinds.items()}
+
+
+_ASKED: tuple[Form, ...] = (
+    SegForm(),
+    SegForm(compression=Compression.JPEG2000),
+    SegForm(Encoding.LABELMAP),
+    SegForm(Encoding.LABELMAP, Compression.RLE),
+    SrForm(),
+    SrForm(Document.ENHANCED),
+    ScForm(),
+)
 
 
 def explained(fault: str, destination: Destination) -> str:

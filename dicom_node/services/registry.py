@@ -6,7 +6,8 @@ Refuses to know how they are used. Every listing is plain data for the command t
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from dicom_node.domain.model import ModelState, ModelVersion
+from dicom_node.domain.profile import Profile
 from dicom_node.domain.routing import Rule, parse_rules
 from dicom_node.domain.selection import Criteria
 from dicom_node.errors import ConfigurationError, NotFound
@@ -35,6 +37,11 @@ def model_version(row: Model) -> ModelVersion:
         state=ModelState(row.state),
         criteria=Criteria(**wishes),
     )
+
+
+def profile_of(config: Mapping[str, Any]) -> Profile:
+    """In which forms the destination with this configuration gets results."""
+    return Profile.parse(config.get("profile", {}))
 
 
 def check_ae_title(title: str) -> str:
@@ -98,11 +105,21 @@ def list_modalities(node: Node) -> list[dict[str, Any]]:
     ]
 
 
-def add_destination(node: Node, name: str, kind: str, config: dict[str, Any]) -> None:
+def add_destination(
+    node: Node,
+    name: str,
+    kind: str,
+    config: dict[str, Any],
+    profile: Mapping[str, str] | None = None,
+) -> None:
     """Name a place for results; adding it again replaces its configuration.
 
     Args:
         kind: ``dimse`` (config ae_title, host, port) or ``folder`` (config path).
+        profile: in which forms it gets results, where they are not the default ones.
+
+    Raises:
+        ConfigurationError: an entry is missing or not known, or the profile makes no sense.
     """
     needed = {"dimse": {"ae_title", "host", "port"}, "folder": {"path"}}
     if kind not in needed:
@@ -111,12 +128,16 @@ def add_destination(node: Node, name: str, kind: str, config: dict[str, Any]) ->
         raise ConfigurationError(f"destination {name!r}: {kind} needs {sorted(needed[kind])}")
     if kind == "dimse":
         config = {**config, "ae_title": check_ae_title(config["ae_title"])}
+    try:
+        told = Profile.parse(profile or {}).told()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"destination {name!r}: {error}") from error
     with node.database.transaction() as session:
         row = session.scalar(select(Destination).where(Destination.name == name))
         if row is None:
             row = Destination(name=name)
             session.add(row)
-        row.kind, row.config = kind, config
+        row.kind, row.config = kind, {**config, **({"profile": told} if told else {})}
 
 
 def remove_destination(node: Node, name: str) -> None:
@@ -137,7 +158,10 @@ def list_destinations(node: Node) -> list[dict[str, Any]]:
     """All, by name."""
     with node.database.reading() as session:
         rows = session.scalars(select(Destination).order_by(Destination.name)).all()
-    return [{"name": r.name, "kind": r.kind, **r.config} for r in rows]
+    return [
+        {"name": r.name, "kind": r.kind, **r.config, "profile": asdict(profile_of(r.config))}
+        for r in rows
+    ]
 
 
 def get_destination(node: Node, name: str) -> Destination:

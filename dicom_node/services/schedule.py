@@ -21,6 +21,7 @@ from dicom_node.services.alerts import alert_once
 from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
 from dicom_node.services.dispatch import DELIVER, INFER, Nudger
+from dicom_node.services.forms import without_layout
 from dicom_node.services.processes import Watch, alive, bury, gone_here
 from dicom_node.store.tables import Delivery, Instance, Job, Lease, Quarantined, Result
 
@@ -172,10 +173,13 @@ class Scheduler:
             queues = session.execute(
                 select(Job.queue, func.count()).where(ready).group_by(Job.queue)
             ).all()
-            due = session.scalar(
-                select(func.count(Delivery.id)).where(
-                    Delivery.state == DeliveryState.PENDING, Delivery.next_at <= now
+            due = (
+                session.scalar(
+                    select(func.count(Delivery.id)).where(
+                        Delivery.state == DeliveryState.PENDING, Delivery.next_at <= now
+                    )
                 )
+                or session.execute(without_layout().limit(1)).first()
             )
         for queue, count in queues:
             if all(self._nudger.nudge(INFER, queue) for _ in range(min(count, 4))):
@@ -206,6 +210,8 @@ def reconcile(node: Node) -> dict[str, int]:
         instances = set(session.scalars(select(Instance.path)))
         quarantined = set(session.scalars(select(Quarantined.path)))
         results = set(session.scalars(select(Result.path)))
+        kept = session.scalars(select(Job.prediction).where(Job.prediction.is_not(None)))
+        results |= {name for name in kept if name}
     for folder, named in ((node.instances, instances | quarantined), (node.results, results)):
         found["temporary"] += folder.sweep(living)
         present = set(folder.names())

@@ -227,7 +227,7 @@ def _stop(session: Session, node: Node, instances: Sequence[int]) -> dict[str, i
     for delivery in deliveries:
         if delivery.state == DeliveryState.SENT:
             told["sent_before"] += 1
-        elif delivery.state != DeliveryState.DEAD:
+        elif delivery.state not in (DeliveryState.DEAD, DeliveryState.REPLACED):
             state = DeliveryState(delivery.state)
             delivery.state = delivery_after("give up", str(delivery.id), state)
             delivery.token += 1

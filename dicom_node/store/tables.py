@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -287,6 +288,8 @@ class Job(Base):
     finished_at: Mapped[datetime | None]
     error: Mapped[str] = mapped_column(Text, default="")
     summary: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # what the model found, timings
+    prediction: Mapped[str | None] = mapped_column(String(255))  # a file below the result folder
+    prediction_sha256: Mapped[str | None] = mapped_column(String(64))
 
     revision: Mapped[Revision] = relationship()
     model: Mapped[Model] = relationship()
@@ -309,13 +312,26 @@ class JobInput(Base):
 
 
 class JobDestination(Base):
-    """Where a job's results shall go, and by which rule."""
+    """Where a job's results shall go, by which rule, and in which forms.
+
+    ``layout`` is ``domain.profile.Layout`` as texts; None until it is chosen.
+    """
 
     __tablename__ = "job_destinations"
+    __table_args__ = (
+        # Asked in every round, and empty but for what is under way: never a scan.
+        Index(
+            "ix_job_destinations_without_layout",
+            "job_id",
+            sqlite_where=text("layout IS NULL"),
+            postgresql_where=text("layout IS NULL"),
+        ),
+    )
 
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     destination: Mapped[str] = mapped_column(String(64), primary_key=True)
     rules: Mapped[list[str]]
+    layout: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Result(Base):
@@ -325,8 +341,9 @@ class Result(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), index=True)
-    position: Mapped[int]  # the order of sending: what is cited goes first
+    position: Mapped[int]  # the order of sending: what is cited goes first; equal: in any order
     kind: Mapped[str] = mapped_column(String(16))
+    form: Mapped[str] = mapped_column(String(64))  # domain.profile.Form as text
     sop_class_uid: Mapped[str] = mapped_column(UID)
     sop_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
     series_instance_uid: Mapped[str] = mapped_column(UID, index=True)

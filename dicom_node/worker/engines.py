@@ -44,13 +44,15 @@ class WarmEngines:
             except BundleError as error:
                 log.error("model not loadable", bundle=digest, reason=str(error))
 
-    def predict(self, digest: str, stacks: Sequence[ImageStack]) -> list[Prediction]:
+    def predict(
+        self, digest: str, stacks: Sequence[ImageStack], keep_probability: bool = False
+    ) -> list[Prediction]:
         """Run the model with this bundle digest on each stack.
 
         Raises:
             BundleError: the bundle is missing, altered, or not the one that was added.
         """
-        return self._engine(digest).predict(stacks)
+        return self._engine(digest).predict(stacks, keep_probability)
 
     def _engine(self, digest: str) -> Engine:
         bundle = self._bundles.get(digest)

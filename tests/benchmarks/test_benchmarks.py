@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks import ingest, whole_way
+from tests.benchmarks import ingest, segmentation, whole_way
 
 
 def rows(printed: str) -> list[list[str]]:
@@ -20,6 +20,13 @@ def test_ingest_compares_with_storescp(capsys: pytest.CaptureFixture[str]) -> No
     told = rows(printed)
     assert [row[0] for row in told] == ["1", "4"]
     assert all(float(row[3]) > 0 for row in told)
+
+
+def test_a_segmentation_is_measured_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert segmentation.main(["--frames", "2", "4", "--repeat", "1"]) == 0
+    told = rows(capsys.readouterr().out)
+    assert {row[0] for row in told} == set(segmentation.FORMS)
+    assert all(float(row[2]) > 0 for row in told)
 
 
 @pytest.mark.slow

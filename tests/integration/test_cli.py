@@ -248,6 +248,17 @@ def test_modalities_and_destinations_are_entered_listed_and_removed(fresh: Cli) 
     assert "answers" in fresh("destinations", "echo", "out")
     fresh("destinations", "add", "out", "--ae-title", "A", "--host", "127.0.0.1", "--port", "1")
     assert "127.0.0.1:1/A" in fresh.refuses(5, "destinations", "echo", "out")
+    (row,) = fresh.json("destinations", "list")
+    assert row["profile"]["segmentation"] == "binary"
+    peer = ("--ae-title", "A", "--host", "127.0.0.1", "--port", "1")
+    wishes = ("--segmentation", "labelmap", "--compression", "rle", "--capture", "always")
+    fresh("destinations", "add", "out", *peer, *wishes)
+    (row,) = fresh.json("destinations", "list")
+    assert row["profile"] | {"segmentation": "labelmap", "capture": "always"} == row["profile"]
+    listed = " ".join(fresh("destinations", "list").split())
+    assert "LABELMAP segmentation in RLE" in listed
+    refused = fresh.refuses(2, "destinations", "add", "out", *peer, "--compression", "rle")
+    assert "one bit a pixel" in refused
     fresh("destinations", "remove", "out")
     assert fresh.json("destinations", "list") == []
 

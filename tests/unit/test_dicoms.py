@@ -24,6 +24,7 @@ MAKERS = {
     "us clip": dicoms.us_clip,
     "us colour clip": lambda: dicoms.us_clip(colour=True),
     "enhanced ct": dicoms.enhanced_ct,
+    "enhanced mr": dicoms.enhanced_mr,
     "legacy enhanced ct": lambda: dicoms.legacy_enhanced_ct(dicoms.ct_series(3)),
 }
 

@@ -54,7 +54,7 @@ def rule(node: Node, *others: dict[str, Any], **changes: Any) -> None:
 class Saying:
     """An engine that finds nothing worth a picture, at once."""
 
-    def predict(self, digest: str, stacks: Sequence[ImageStack]) -> list[Prediction]:
+    def predict(self, digest: str, stacks: Sequence[ImageStack], *_: Any) -> list[Prediction]:
         del digest  # part of the interface
         return [Prediction(not_analysed="a test") for _ in stacks]
 

@@ -135,7 +135,7 @@ def test_a_pacs_that_is_full_is_tried_again_later_and_ever_later(
     assert [a.status for a in all_of(waiting, DeliveryAttempt)] == [0xA700, 0xA700, 0, 0]
 
 
-@pytest.mark.parametrize("status", [0xA900, 0xC000, 0x0122])
+@pytest.mark.parametrize("status", [0xA900, 0xC000])
 def test_what_is_refused_for_good_takes_what_cites_it_along(
     waiting: Node, pacs: Pacs, clock: Clock, status: int
 ) -> None:

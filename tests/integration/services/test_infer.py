@@ -20,7 +20,7 @@ from sqlalchemy import update
 
 from dicom_node.domain.routing import parse_rules
 from dicom_node.errors import OutOfSpace
-from dicom_node.services import infer, jobs, receive, registry
+from dicom_node.services import forms, jobs, receive, registry
 from dicom_node.services.alerts import list_alerts
 from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
@@ -67,7 +67,7 @@ class Watched:
     calls: list[list[str]] = field(default_factory=list)
     meanwhile: Callable[[], None] = lambda: None
 
-    def predict(self, digest: str, stacks: Sequence[ImageStack]) -> list[Prediction]:
+    def predict(self, digest: str, stacks: Sequence[ImageStack], *_: Any) -> list[Prediction]:
         self.calls.append([stack.frames[0].sop_instance_uid for stack in stacks])
         self.meanwhile()
         return self.predict_with(digest, stacks)
@@ -354,7 +354,7 @@ def test_an_error_of_a_library_is_told_without_its_words(
     def failing(*_: Any) -> Any:
         raise ValueError("Invalid value 'Canary^Yellow' for VR PN")
 
-    monkeypatch.setattr(infer, "build_results", failing)
+    monkeypatch.setattr(forms, "build_results", failing)
     ready(local, clock, radiograph(1))
     run_jobs(local, Watched(saying), ANY)
     assert one(local, Job).error.startswith("ValueError in failing, test_infer.py line ")
@@ -378,7 +378,8 @@ def test_a_result_is_discarded_when_the_lease_was_taken_back(
     assert (count(node, Result), count(node, Delivery)) == (0, 0)
     assert one(node, Job).state == "ready"
     assert run_jobs(node, engines, ANY) == 1
-    assert (one(node, Job).state, count(node, Result), len(files_of(node))) == ("done", 2, 3)
+    # The image, what the model said of it, and its two objects.
+    assert (one(node, Job).state, count(node, Result), len(files_of(node))) == ("done", 2, 4)
 
 
 def test_a_cancelled_job_stores_nothing(local: Node, clock: Clock) -> None:

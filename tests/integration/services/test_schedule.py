@@ -63,7 +63,7 @@ class Notes:
 
 
 class Saying:
-    def predict(self, digest: str, stacks: Any) -> list[Prediction]:
+    def predict(self, digest: str, stacks: Any, *_: Any) -> list[Prediction]:
         del digest  # part of the interface
         return [Prediction(not_analysed="a test") for _ in stacks]
 

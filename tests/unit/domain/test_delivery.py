@@ -17,6 +17,8 @@ STEPS = {
     ("postpone", "sending"): "pending",
     ("give up", "sending"): "dead",
     ("give up", "pending"): "dead",
+    ("replace", "sending"): "replaced",
+    ("replace", "pending"): "replaced",
     ("retry", "dead"): "pending",
     ("retry", "sent"): "pending",
 }

@@ -8,8 +8,10 @@ import pytest
 from inference.manifest import Manifest, Preprocessing
 from inference.measure import (
     AT_DETECTOR,
+    LONG_AXIS,
     NO_SPACING,
     NO_VOLUME_SPACING,
+    longest_diameter,
     measure,
     notes,
     thicknesses,
@@ -190,3 +192,64 @@ def test_slices_without_spacing_give_no_numbers_and_the_reason():
     stack = ct(np.zeros((3, 8, 8)), spacing=None)
     assert measure(np.ones((3, 8, 8), bool), stack) == ()
     assert notes(stack) == (NO_VOLUME_SPACING,)
+
+
+def test_the_longest_diameter_runs_between_the_farthest_corners_on_one_slice():
+    mask = np.zeros((4, 64, 64), bool)
+    mask[1, 10:13, 10:50] = True  # 3 by 40 pixels
+    mask[2, 20:40, 20:30] = True  # 20 by 10 pixels
+    (found,) = longest_diameter(mask, ct(np.zeros(mask.shape)))
+    assert found.name == LONG_AXIS
+    assert found.value == pytest.approx(np.hypot(3, 40))
+    assert (found.frame, found.unit.value) == (1, "mm")
+    assert sorted(found.line) in ([(10, 10), (50, 13)], [(10, 13), (50, 10)])
+
+
+def test_the_longest_diameter_counts_millimetres_not_pixels():
+    mask = np.zeros((1, 64, 64), bool)
+    mask[0, 10:30, 10:12] = mask[0, 10:12, 10:35] = True  # longer across in pixels, down in mm
+    (found,) = longest_diameter(mask, ct(np.zeros(mask.shape), spacing=(3.0, 0.5)))
+    (_, top), (_, bottom) = found.line
+    assert abs(bottom - top) == 20
+    assert found.value == pytest.approx(
+        np.hypot(20 * 3, 0.5 * abs(found.line[0][0] - found.line[1][0]))
+    )
+
+
+def test_without_spacing_the_longest_diameter_counts_pixels():
+    mask = np.zeros((1, 64, 64), bool)
+    mask[0, 5, 5] = True
+    (found,) = longest_diameter(mask, radiograph(np.zeros((64, 64), np.float32)))
+    assert (found.value, found.unit.value) == (pytest.approx(np.sqrt(2)), "{pixels}")
+
+
+def test_no_pair_of_pixels_is_further_apart_than_the_longest_diameter():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        mask = rng.random((2, 12, 15)) > 0.8
+        (found,) = longest_diameter(mask, ct(np.zeros(mask.shape), spacing=(1.0, 2.0)))
+        farthest = 0.0
+        for frame in mask:
+            rows, columns = np.nonzero(frame)
+            ends = np.array(
+                [
+                    (r + i, (c + j) * 2)
+                    for r, c in zip(rows, columns, strict=True)
+                    for i in (0, 1)
+                    for j in (0, 1)
+                ]
+            )
+            if len(ends):
+                farthest = max(farthest, np.hypot(*(ends[:, None] - ends[None]).T).max())
+        assert found.value == pytest.approx(farthest)
+
+
+def test_the_longest_diameter_is_measured_where_the_label_asks_for_it():
+    p = blank()
+    p[0, 16:32, 0:64] = 0.9
+    stack = radiograph(np.zeros((64, 64), np.float32))
+    with_it, _ = run(p, stack, longest_diameter=True)
+    without, _ = run(p, stack)
+    assert [m.name for m in with_it.measurements if m.line] == [LONG_AXIS]
+    assert not any(m.line for m in without.measurements)
+    assert longest_diameter(np.zeros((1, 64, 64), bool), stack) == ()

@@ -4,9 +4,11 @@ import pytest
 from pydicom.sr._concepts_dict import concepts
 
 from dicom_node.results import codes
+from inference import measure
 from inference.types import Code
 
-TABLE = [value for value in vars(codes).values() if isinstance(value, Code)] + [
+OURS = {**vars(codes), **vars(measure)}  # what a model measures has its codes there
+TABLE = [value for value in OURS.values() if isinstance(value, Code)] + [
     code
     for table in (codes.PROCEDURES, codes.MODALITIES, codes.LATERALISED)
     for code in table.values()
@@ -26,6 +28,8 @@ REVIEWED = {
     ("SCT", "2667000", "Absent"),  # IHE AIR
     ("SCT", "246112005", "Severity"),  # CID 3716's concept name
     ("UCUM", "{pixels}", "pixels"),  # CID 83
+    ("UCUM", "mm", "millimeter"),  # CID 7460
+    ("UCUM", "ml", "milliliter"),  # CID 7462
     ("SCT", "3341006", "Right lung"),
     ("SCT", "44029006", "Left lung"),
     ("SCT", "9846003", "Right kidney"),

@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dicom_node.results.contour import MAX_POINTS, Polygon, enclosed, outlines
+from dicom_node.results.contour import MAX_POINTS, Polygon, enclosed, outlines, regions
 
 masks = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda s: arrays(np.bool_, s))
 
@@ -45,6 +45,16 @@ def test_the_largest_comes_first_and_all_are_closed(mask: NDArray[np.bool_]) -> 
     assert areas == sorted(areas, reverse=True)
     assert all(np.array_equal(line[0], line[-1]) for line in lines)
     assert len(lines) == ndimage.label(mask)[1]
+
+
+@given(masks)
+def test_regions_have_the_pixels_of_the_mask_and_the_outlines_of_its_parts(
+    mask: NDArray[np.bool_],
+) -> None:
+    found = regions(mask)
+    assert sum(region.pixels for region in found) == mask.sum()
+    assert [r.pixels for r in found] == sorted((r.pixels for r in found), reverse=True)
+    assert {r.outline.tobytes() for r in found} == {line.tobytes() for line in outlines(mask)}
 
 
 def test_a_single_pixel_has_its_four_corners() -> None:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
+from dicom_node.domain.profile import Document, Encoding, Identifiers, SegForm, SrForm
 from dicom_node.errors import ResultError
 from dicom_node.results import codes
 from dicom_node.results.build import build_results
+from dicom_node.results.encode import encode
 from dicom_node.results.evidence import reference
-from dicom_node.results.report import FREEHAND, RECTANGLE
+from dicom_node.results.report import FREEHAND, LENGTH, RECTANGLE
 from dicom_node.results.types import Source
 from inference.types import Box, Code, Finding, Measurement, Prediction
 from tests import dicoms
@@ -33,6 +35,10 @@ from tests.results import (
     two_segments,
 )
 from tests.tid1500 import children, complaints, descendants, groups
+
+PLAIN = SrForm(identifiers=Identifiers.PLAIN)
+VIEWER = SrForm()
+ENHANCED = SrForm(Document.ENHANCED)
 
 VOLUME = Code("118565006", "SCT", "Volume")
 MILLILITRE = Code("ml", "UCUM", "milliliter")
@@ -123,9 +129,12 @@ def _case(request: pytest.FixtureRequest) -> tuple[Source, Prediction]:
     return source, make_prediction(source)
 
 
-def report(prediction: Prediction, source: Source, **changes: object) -> Dataset:
+def report(
+    prediction: Prediction, source: Source, form: SrForm = PLAIN, **changes: object
+) -> Dataset:
     context = dataclasses.replace(CONTEXT, **changes)  # type: ignore[arg-type] # any field
-    return parse(built(prediction, source, context=context)["sr"])
+    (made,) = build_results(prediction, source, MODEL, context, [form])
+    return parse(encode(made.dataset))
 
 
 def number(item: Dataset) -> float:
@@ -141,20 +150,58 @@ def texts(item: Dataset, name: str) -> list[str]:
 
 
 class TestEveryReport:
-    def test_the_templates_are_kept(self, case: tuple[Source, Prediction]) -> None:
+    @pytest.mark.parametrize("form", [PLAIN, VIEWER], ids=str)
+    def test_the_templates_are_kept(self, case: tuple[Source, Prediction], form: SrForm) -> None:
         source, prediction = case
-        assert complaints(report(prediction, source)) == []
+        assert complaints(report(prediction, source, form)) == []
 
-    def test_dciodvfy_has_no_error(self, case: tuple[Source, Prediction], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("form", [PLAIN, VIEWER, ENHANCED], ids=str)
+    def test_dciodvfy_has_no_error(
+        self, case: tuple[Source, Prediction], form: SrForm, tmp_path: Path
+    ) -> None:
         source, prediction = case
-        for data in built(prediction, source).values():
-            assert errors(data, tmp_path) == set()
+        assert errors(report(prediction, source, form), tmp_path) == set()
 
-    def test_dcmtk_reads_it(self, case: tuple[Source, Prediction], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("form", [PLAIN, VIEWER, ENHANCED], ids=str)
+    def test_dcmtk_reads_it(self, case: tuple[Source, Prediction], form: SrForm) -> None:
         source, prediction = case
-        told = dsrdump(built(prediction, source)["sr"], tmp_path)
-        assert "Comprehensive 3D SR Document" in told
+        (made,) = build_results(prediction, source, MODEL, CONTEXT, [form])
+        told = dsrdump(encode(made.dataset))
+        kind = "Enhanced" if form is ENHANCED else "Comprehensive 3D"
+        assert f"{kind} SR Document" in told
         assert "Research use, not for diagnosis." in told
+
+    def test_a_viewer_finds_coordinates_for_every_tracking_uid_that_it_looks_at(
+        self, case: tuple[Source, Prediction]
+    ) -> None:
+        """OHIF 3.13 fails on a report with a measurement group that has none."""
+        source, prediction = case
+        drawn: dict[str, bool] = {}
+        made = report(prediction, source, VIEWER)
+        for group in groups(made):
+            (tracked,) = children(group, "UIDREF", "112040 DCM")
+            here = bool(descendants(group, "SCOORD"))
+            drawn[tracked.UID] = drawn.get(tracked.UID, here)  # the drawn group comes first
+        assert all(drawn.values())
+        title = made.ConceptNameCodeSequence[0].CodeValue
+        assert title == ("126000" if drawn else "111017")
+
+    def test_viewers_and_plain_readers_are_told_the_same(
+        self, case: tuple[Source, Prediction]
+    ) -> None:
+        source, prediction = case
+
+        def said(form: SrForm) -> Counter[tuple[str, str]]:
+            items = descendants(report(prediction, source, form))
+            numbers = [("number", str(number(i))) for i in items if i.ValueType == "NUM"]
+            verdicts = [
+                (str(i.ConceptNameCodeSequence[0].CodeValue), meaning(i))
+                for i in items
+                if i.ValueType == "CODE" and meaning(i) in ("Present", "Absent", "Moderate")
+            ]
+            return Counter(numbers + verdicts)
+
+        assert said(PLAIN) == said(VIEWER)
 
     def test_highdicom_reads_it(self, case: tuple[Source, Prediction]) -> None:
         source, prediction = case
@@ -236,9 +283,15 @@ def test_every_number_of_the_model_stands_once() -> None:
 
 def test_a_radiographs_area_is_drawn_and_its_frame_referred_to() -> None:
     source = radiograph()
-    made = report(lungs(source), source)
+    mask = np.zeros(grid(source), dtype=bool)
+    mask[0, 10:40, 10:30] = True
+    given = Measurement(codes.AREA, 600.5, SQUARE_MILLIMETRE, frame=0)
+    prediction = Prediction((segment(mask, "R", measurements=(given,)),))
+    made = report(prediction, source)
     drawn = groups(made, "1501")[0]
-    assert texts(drawn, "112039 DCM") == [FREEHAND]
+    assert texts(drawn, "112039 DCM") == ["R"]
+    first = groups(report(prediction, source, VIEWER))[0]
+    assert texts(first, "112039 DCM") == [FREEHAND]
     (area,) = children(drawn, "NUM")
     (outline,) = children(area, "SCOORD")
     assert outline.GraphicType == "POLYLINE"
@@ -285,6 +338,7 @@ def test_a_volume_is_referred_to_and_its_largest_slice_drawn() -> None:
     source = stack()
     mask = blob(source, 1)
     mask[2, 20:50, 5:60] = True
+    mask[2] = np.logical_or.accumulate(mask[2], axis=1)  # one region
     prediction = Prediction(
         (segment(mask, measurements=(Measurement(VOLUME, 321.5, MILLILITRE),)),)
     )
@@ -318,24 +372,88 @@ def test_without_spacing_the_area_counts_pixels() -> None:
     assert (number(area), unit.CodeValue) == (mask.sum(), "{pixels}")
 
 
-def test_several_regions_are_all_drawn_the_largest_first() -> None:
-    source = radiograph()
+def test_several_regions_are_drawn_each_with_its_own_area_the_largest_first() -> None:
+    source = source_of([dicoms.dx_image(spacing=None)])
     mask = np.zeros(grid(source), dtype=bool)
     mask[0, 10:20, 10:20] = mask[0, 30:60, 10:40] = True
-    mask[0, 90, 70] = True  # below a hundredth of the largest: not drawn
-    drawn = groups(report(Prediction((segment(mask),)), source), "1501")[0]
-    lines = descendants(drawn, "SCOORD")
-    boxes = [np.array(line.GraphicData).reshape(-1, 2) for line in lines]
+    mask[0, 90, 70] = True  # below a hundredth of the largest: not drawn, and counted
+    made = report(Prediction((segment(mask),)), source)
+    drawn = groups(made, "1501")
+    boxes = [np.array(descendants(g, "SCOORD")[0].GraphicData).reshape(-1, 2) for g in drawn]
     assert [(b.min(0).tolist(), b.max(0).tolist()) for b in boxes] == [
         ([10, 30], [40, 60]),
         ([10, 10], [20, 20]),
     ]
+    assert [number(descendants(g, "NUM")[0]) for g in drawn] == [900, 100]
+    (whole,) = groups(made, "1410")
+    assert [number(n) for n in children(whole, "NUM")] == [1001]
+    tracked = [children(g, "UIDREF", "112040 DCM")[0].UID for g in (*drawn, whole)]
+    assert tracked[0] == tracked[2] != tracked[1]
+
+
+def test_the_longest_diameter_is_drawn_where_it_was_measured() -> None:
+    source = radiograph()
+    mask = np.zeros(grid(source), dtype=bool)
+    mask[0, 10:20, 10:50] = True
+    axis = Code("103339001", "SCT", "Long Axis")
+    line = ((10.0, 10.0), (50.0, 20.0))
+    told = Measurement(axis, 41.2, Code("mm", "UCUM", "millimeter"), frame=0, line=line)
+    made = report(Prediction((segment(mask, measurements=(told,)),)), source, VIEWER)
+    (length,) = [g for g in groups(made, "1501") if texts(g, "112039 DCM") == [LENGTH]]
+    (item,) = children(length, "NUM", "103339001 SCT")
+    assert number(item) == 41.2
+    (drawn,) = children(item, "SCOORD")
+    assert (drawn.GraphicType, list(drawn.GraphicData)) == ("POLYLINE", [10, 10, 50, 20])
+
+
+def test_a_report_alone_cites_no_segmentation() -> None:
+    source = stack()
+    made = report(volumes(source), source, SrForm(cites=None))
+    evidence = str(made.CurrentRequestedProcedureEvidenceSequence)
+    assert "1.2.840.10008.5.1.4.1.1.66.4" not in evidence
+    assert not groups(made, "1411")
+    assert 321.5 in [number(item) for item in descendants(made, "NUM")]
+
+
+def test_a_label_map_stands_in_the_evidence_only() -> None:
+    """DCMTK and what stands on it reads no report whose content refers to one."""
+    source = stack()
+    form = SrForm(cites=SegForm(Encoding.LABELMAP))
+    seg, made = (
+        one.dataset
+        for one in build_results(volumes(source), source, MODEL, CONTEXT, [form, form.cites])
+    )
+    cited = {
+        str(ref.ReferencedSOPInstanceUID)
+        for image in descendants(made, "IMAGE")
+        for ref in image.ReferencedSOPSequence
+    }
+    assert seg.SOPInstanceUID not in cited
+    assert str(seg.SOPInstanceUID) in str(made.CurrentRequestedProcedureEvidenceSequence)
+    told = {child.UID for g in groups(made) for child in children(g, "UIDREF", "112040 DCM")}
+    assert seg.SegmentSequence[0].TrackingUID in told
+
+
+def test_of_a_clip_the_frame_that_is_drawn_is_referred_to() -> None:
+    source = source_of([dicoms.us_clip(4)])
+    mask = np.zeros(grid(source), dtype=bool)
+    mask[1, 10:20, 10:20] = mask[3, 10:40, 10:40] = True
+    (referred,) = groups(report(Prediction((segment(mask),)), source), "1410")
+    (frame,) = children(referred, "IMAGE", "121214 DCM")
+    (image,) = children(referred, "IMAGE", "121233 DCM")
+    assert frame.ReferencedSOPSequence[0].ReferencedFrameNumber == 2  # of the segmentation
+    assert image.ReferencedSOPSequence[0].ReferencedFrameNumber == 4  # of the clip
 
 
 def test_a_finding_tells_verdict_probability_threshold_and_grade() -> None:
     source = radiograph()
     made = report(graded(source), source)
-    present = groups(made)[0]
+    present = groups(made)[1]  # after its first box, whose Tracking UID it shares
+    box = groups(made)[0]
+    assert (
+        children(present, "UIDREF", "112040 DCM")[0].UID
+        == children(box, "UIDREF", "112040 DCM")[0].UID
+    )
     assert meaning(children(present, "CODE", "121071 DCM")[0]) == "Pneumonia"
     assert meaning(children(present, "CODE", "233604007 SCT")[0]) == "Present"
     assert meaning(children(present, "CODE", "246112005 SCT")[0]) == "Moderate"
@@ -350,7 +468,12 @@ def test_a_finding_tells_verdict_probability_threshold_and_grade() -> None:
 def test_boxes_are_drawn_as_closed_rectangles() -> None:
     source = radiograph()
     boxes = [g for g in groups(report(graded(source), source)) if descendants(g, "SCOORD")]
-    assert [texts(g, "112039 DCM") for g in boxes] == [[RECTANGLE], [RECTANGLE]]
+    assert [texts(g, "112039 DCM") for g in boxes] == [
+        ["Pneumonia, region 1"],
+        ["Pneumonia, region 2"],
+    ]
+    viewed = [g for g in groups(report(graded(source), source, VIEWER)) if descendants(g, "SCOORD")]
+    assert [texts(g, "112039 DCM") for g in viewed] == [[RECTANGLE], [RECTANGLE]]
     points = np.array(descendants(boxes[0], "SCOORD")[0].GraphicData).reshape(-1, 2)
     assert points.tolist() == [[10.5, 20], [30, 20], [30, 45.25], [10.5, 45.25], [10.5, 20]]
     uids = {children(g, "UIDREF", "112040 DCM")[0].UID for g in boxes}
@@ -392,7 +515,8 @@ def test_a_model_that_is_more_than_research_does_not_say_so() -> None:
 def test_a_superseding_report_names_its_predecessor() -> None:
     source = radiograph()
     first = report(lungs(source), source)
-    second = report(lungs(source), source, generation=2, predecessor=reference(first))
+    before = {str(SrForm()): reference(first)}
+    second = report(lungs(source), source, generation=2, predecessors=before)
     (study,) = second.PredecessorDocumentsSequence
     (series,) = study.ReferencedSeriesSequence
     (instance,) = series.ReferencedSOPSequence

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import highdicom as hd
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import ResultError
@@ -14,6 +13,7 @@ from dicom_node.results.encode import encode
 from dicom_node.results.types import Source
 from inference.types import FrameRef, Prediction
 from tests import dicoms
+from tests.judges.readback import read_back
 from tests.results import (
     CONTEXT,
     LUNG,
@@ -100,27 +100,6 @@ SOURCES: dict[str, Callable[[], list[Dataset]]] = {
 @pytest.fixture(params=SOURCES, name="source")
 def _source(request: pytest.FixtureRequest) -> Source:
     return source_of(SOURCES[request.param]())
-
-
-def read_back(seg: hd.seg.Segmentation, source: Source, number: int) -> NDArray[np.bool_]:
-    """One segment on the grid of the source, frame by frame through highdicom."""
-    planes = []
-    for ref in source.frames:
-        if source.by_uid[ref.sop_instance_uid].get("NumberOfFrames") is not None:
-            plane = seg.get_pixels_by_source_frame(
-                ref.sop_instance_uid,
-                [ref.frame],
-                segment_numbers=[number],
-                assert_missing_frames_are_empty=True,
-            )
-        else:
-            plane = seg.get_pixels_by_source_instance(
-                [ref.sop_instance_uid],
-                segment_numbers=[number],
-                assert_missing_frames_are_empty=True,
-            )
-        planes.append(plane[0, :, :, 0])
-    return np.stack(planes).astype(bool)
 
 
 def test_every_voxel_comes_back(source: Source) -> None:
@@ -282,19 +261,38 @@ def test_viewers_find_the_series_it_belongs_to() -> None:
 
 
 @pytest.mark.parametrize(
-    "image",
+    ("image", "spacing"),
     [
-        dicoms.dx_image(),
-        dicoms.dx_image(spacing=None),
-        dicoms.us_image(),
-        dicoms.dx_image(modality="CR", PixelSpacing=["0", "0"]),
-        dicoms.dx_image(PixelSpacing=["0.18", "0.18"]),
+        (dicoms.dx_image(), [0.2, 0.2]),
+        (dicoms.dx_image(spacing=None), None),
+        (dicoms.us_image(), [0.2, 0.3]),
+        (dicoms.dx_image(modality="CR", PixelSpacing=["0", "0"]), [0.2, 0.2]),
+        (dicoms.dx_image(PixelSpacing=["0.18", "0.18"]), [0.18, 0.18]),
     ],
 )
-def test_of_a_projection_nothing_is_told_in_millimetres(image: Dataset) -> None:
+def test_what_a_projection_does_not_tell_is_called_a_placeholder(
+    image: Dataset, spacing: list[float] | None
+) -> None:
+    """OHIF loads no segmentation without pixel measures, and nobody shall measure by them."""
     source = source_of([image])
     seg = parse(built(two_segments(source), source)["seg"])
-    assert "PixelMeasuresSequence" not in seg.SharedFunctionalGroupsSequence[0]
+    (measures,) = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert list(measures.PixelSpacing) == (spacing or [1, 1])
+    assert "slice thickness are placeholders" in seg.ImageComments
+    assert ("Pixel Spacing is one too" in seg.ImageComments) == (spacing is None)
+    assert "FrameOfReferenceUID" not in seg
+
+
+def test_a_thickness_that_nobody_knows_is_called_a_placeholder() -> None:
+    source = source_of([dicoms.ct_slice(SliceThickness=None)])
+    seg = parse(built(two_segments(source), source)["seg"])
+    assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 1
+    assert seg.ImageComments == "Slice Thickness is a placeholder: none is known."
+
+
+def test_a_whole_geometry_needs_no_comment() -> None:
+    source = source_of(dicoms.ct_series(3))
+    assert "ImageComments" not in parse(built(two_segments(source), source)["seg"])
 
 
 def test_a_projection_keeps_its_patient_orientation() -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,17 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import Connection, MetaData, Table, create_engine, inspect, select
+from sqlalchemy.orm import Session
 
 import migrations
+from dicom_node.domain.profile import DEFAULT
 from dicom_node.errors import Unavailable
 from dicom_node.store import migrate
 from dicom_node.store.database import Database
-from dicom_node.store.tables import Base
+from dicom_node.store.tables import Base, JobDestination, Result
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -93,6 +98,36 @@ def test_an_upgrade_that_is_killed_half_way_leaves_the_old_schema(
     assert tables(empty) <= {"alembic_version"}
     migrate.upgrade(empty)
     migrate.require_head(empty)
+
+
+def enter(connection: Connection, table: str, **values: object) -> None:
+    """A row of whatever schema there is now; what is not told and must be gets a filler."""
+    reflected = Table(table, MetaData(), autoload_with=connection)
+    fillers: dict[type, object] = {int: 0, str: "x", bool: False, object: {}, datetime: NOW}
+    for column in reflected.columns:
+        if column.name not in values and not column.nullable and not column.primary_key:
+            values[column.name] = fillers[column.type.python_type]
+    connection.execute(reflected.insert().values(**values))
+
+
+def test_results_of_the_first_schema_keep_the_forms_that_they_had(empty: Database) -> None:
+    command.upgrade(migrate._config(empty), "0001")
+    with empty.engine.begin() as connection:
+        enter(connection, "studies", id=1)
+        enter(connection, "revisions", id=1, study_id=1)
+        enter(connection, "models", id=1)
+        for number, state in ((1, "done"), (2, "ready")):
+            job = {"revision_id": 1, "model_id": 1, "inputs_digest": str(number), "state": state}
+            enter(connection, "jobs", id=number, **job)
+            enter(connection, "job_destinations", job_id=number, destination="p")
+        for kind in ("seg", "sr"):
+            enter(connection, "results", job_id=1, kind=kind, sop_instance_uid=kind, path=kind)
+    migrate.upgrade(empty)
+    with Session(empty.engine) as session:
+        forms = [row.form for row in session.scalars(select(Result).order_by(Result.kind))]
+        layouts = {row.job_id: row.layout for row in session.scalars(select(JobDestination))}
+    assert forms == [str(form) for form in DEFAULT]
+    assert layouts == {1: forms, 2: None}
 
 
 def test_no_revision_imports_the_code_of_the_day() -> None:
