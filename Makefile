@@ -16,8 +16,13 @@ demo: $(VENV)/.installed
 view: $(VENV)/.installed-dev services
 	@$(BIN)/python -m tests.viewer.view $(if $(STUDY),"$(STUDY)")
 
+# These measure no time and share no server, so two run side by side; the rest must not be hurried.
+SIDE_BY_SIDE := tests/unit tests/acceptance/test_judges.py tests/acceptance/test_foreign_objects.py \
+	tests/acceptance/test_same_bytes.py
+
 test: $(VENV)/.installed-dev services lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 check: $(VENV)/.installed-dev lint
 	$(BIN)/pytest -n 2 -m "not slow" tests/unit

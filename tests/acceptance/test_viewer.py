@@ -23,7 +23,7 @@ from tests import dicoms
 from tests.results import HEART, LUNG, PNEUMONIA, RIGHT, built, grid, parse, segment, source_of
 from tests.servers import Orthanc
 from tests.viewer import ohif, verdict
-from tests.viewer.reader import Reader, browser
+from tests.viewer.reader import Painted, Reader, browser
 
 pytestmark = pytest.mark.slow
 
@@ -71,18 +71,18 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 def drawn_study(name: str, patient: str) -> list[Dataset]:
     """A small study; each frame bears a bright mark that tells it from its neighbours."""
-    z = [(-32.0, -32.0, 4.0 * i) for i in range(4)]
+    z = [(-32.0, -32.0, 4.0 * i) for i in range(3)]
     datasets = {
         "CT": lambda: dicoms.ct_series(5, patient_id=patient),
-        "tilted": lambda: dicoms.ct_series(4, tilt=20.0, patient_id=patient),
+        "tilted": lambda: dicoms.ct_series(3, tilt=20.0, patient_id=patient),
         "MR": lambda: [
             dicoms.mr_slice(position=p, number=i + 1, patient_id=patient) for i, p in enumerate(z)
         ],
         "DX": lambda: [dicoms.dx_image(patient_id=patient)],
         "CR": lambda: [dicoms.dx_image(modality="CR", patient_id=patient)],
         "MG": lambda: [dicoms.dx_image(modality="MG", patient_id=patient)],
-        "US": lambda: [dicoms.us_clip(3, patient_id=patient)],
-        "enhanced": lambda: [dicoms.enhanced_ct(4, patient_id=patient)],
+        "US": lambda: [dicoms.us_clip(2, patient_id=patient)],
+        "enhanced": lambda: [dicoms.enhanced_ct(3, patient_id=patient)],
     }[name]()
     count = 0
     for dataset in datasets:
@@ -130,16 +130,22 @@ def three_segments(source: Source) -> tuple[Segment, ...]:
 # -- segmentations ------------------------------------------------------------------------------
 
 
-def look(reader: Reader, source: Source, segments: Sequence[Segment]) -> list[str]:
-    """All that is wrong with a segmentation that is open, over all frames of its source."""
+def look(reader: Reader, source: Source, count: int) -> list[Painted]:
+    """What is painted of so many segments on each frame of the source."""
+    numbers = range(1, count + 1)
+    painted = [reader.painted(ref.sop_instance_uid, ref.frame, numbers) for ref in source.frames]
+    reader.dress()
+    return painted
+
+
+def wrong(painted: Sequence[Painted], source: Source, segments: Sequence[Segment]) -> list[str]:
+    """All that is not as it should be."""
     frames = frames_of(source.datasets)
-    numbers = list(range(1, len(segments) + 1))
     complaints = []
-    for index, ref in enumerate(source.frames):
-        painted = reader.painted(ref.sop_instance_uid, ref.frame, numbers)
-        told = verdict.image(painted.bare, painted.place, frames, index)
-        for number, wanted in zip(numbers, segments, strict=True):
-            told += verdict.segment(painted, number, wanted.mask[index], wanted.colour)
+    for index, seen in enumerate(painted):
+        told = verdict.image(seen.bare, seen.place, frames, index)
+        for number, wanted in enumerate(segments, 1):
+            told += verdict.segment(seen, number, wanted.mask[index], wanted.colour)
         complaints += [f"frame {index}: {what}" for what in told]
     return complaints
 
@@ -154,20 +160,30 @@ def test_every_segment_is_painted_in_its_colour_on_its_pixels_and_nowhere_else(
     stage.bring(source.datasets, [made["seg"]])
     shown = stage.reader.open_segmentation()
     assert [s.label for s in shown] == ["Right lung", "Heart", "Nodule"]
-    complaints = look(stage.reader, source, segments)
+    painted = look(stage.reader, source, len(segments))
     stage.reader.screenshot(ARTEFACTS / f"seg-{name}.png")
-    assert complaints == []
+    assert wrong(painted, source, segments) == []
 
 
 def test_a_segmentation_that_is_one_slice_off_is_found_out(stage: Stage) -> None:
     source = source_of(drawn_study("CT", "SHIFTED"))
-    segments = three_segments(source)
-    off = tuple(replace(s, mask=np.roll(s.mask, 1, axis=0)) for s in segments)
-    stage.bring(source.datasets, [built(Prediction(segments=off), source)["seg"]])
+    true = three_segments(source)[0]
+    off = replace(true, mask=np.roll(true.mask, 1, axis=0))
+    stage.bring(source.datasets, [built(Prediction(segments=(off,)), source)["seg"]])
     stage.reader.open_segmentation()
-    complaints = look(stage.reader, source, segments)
-    assert any("elsewhere" in what for what in complaints)
-    assert look(stage.reader, source, off) == []
+    painted = look(stage.reader, source, 1)
+    assert wrong(painted, source, [off]) == []
+    assert any("elsewhere" in what for what in wrong(painted, source, [true]))
+
+
+def test_a_segmentation_in_another_colour_is_found_out(stage: Stage) -> None:
+    source = source_of(drawn_study("DX", "COLOUR"))
+    red = three_segments(source)[1]
+    made = built(Prediction(segments=(replace(red, colour=(40, 120, 230)),)), source)
+    stage.bring(source.datasets, [made["seg"]])
+    stage.reader.open_segmentation()
+    (complaint,) = wrong(look(stage.reader, source, 1), source, [red])
+    assert "painted in" in complaint
 
 
 # -- reports ------------------------------------------------------------------------------------
@@ -287,6 +303,22 @@ def test_boxes_are_drawn_in_their_place_beside_verdicts_that_have_none(
         Finding("Nodule", NODULE, False, probability=0.1, threshold=0.5),
     )
     judge(stage, f"boxes-{name}", source, built(Prediction(findings=findings), source))
+
+
+def test_a_box_two_pixels_from_its_place_is_found_out(stage: Stage) -> None:
+    source = source_of(drawn_study("DX", "MOVED"))
+    finding = Finding(
+        "Pneumonia", PNEUMONIA, True, probability=0.8, boxes=(Box(0, 10, 14, 30, 40),)
+    )
+    made = built(Prediction(findings=(finding,)), source)
+    (true,) = outlines(made["sr"])
+    moved = replace(true, points=true.points + (2, 0))
+    stage.bring(source.datasets, [made["sr"]])
+    stage.reader.open_report()
+    assert read(stage.reader, source, [true]) == []
+    assert read(stage.reader, source, [moved]) != []
+    (complaint,) = hydrated(stage.reader, [moved])
+    assert "from its place" in complaint
 
 
 def test_a_segment_that_was_not_found_does_not_hide_the_others(stage: Stage) -> None:

@@ -141,7 +141,7 @@ class Reader:
     def screenshot(self, path: Path) -> Path:
         """The whole page as a person sees it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=path)
+        path.write_bytes(self._png())
         return path
 
     # -- segmentations -------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class Reader:
             raise NotShown(f"{sop_instance_uid} frame {frame} is not among the images shown")
 
     def painted(self, sop_instance_uid: str, frame: int, numbers: Sequence[int]) -> Painted:
-        """What the canvas shows of each segment on one image."""
+        """What the canvas shows of each segment on one image; `dress` when all are seen."""
         self.show(sop_instance_uid, frame)
         place = self.place()
         self._ask("plain(true)")
@@ -178,10 +178,13 @@ class Reader:
         for number in numbers:
             self._ask(f"only([{number}])")
             segments[number] = self._picture(place)
-        self._ask("plain(false)")
-        self._ask(f"only({list(numbers)})")
-        self._ask("bare('')")
         return Painted(bare, segments, place)
+
+    def dress(self) -> None:
+        """Show all segments again, in OHIF's own style, as a person finds them."""
+        self._ask("plain(false)")
+        self._ask("only(ask.segments().map(s => s.number))")
+        self._ask("bare('')")
 
     def place(self) -> Place:
         """Of the canvas on the page and on the image that is shown."""
@@ -292,16 +295,13 @@ class Reader:
     def _picture(self, place: Place) -> Pixels:
         """Of the canvas, as it lies on the page: what a person would see there."""
         (x, y), (width, height) = place.corner, place.size
-        taken = self._tools.send(
-            "Page.captureScreenshot",
-            {
-                "format": "png",
-                "optimizeForSpeed": True,
-                "clip": {"x": x, "y": y, "width": width, "height": height, "scale": 1},
-            },
-        )
-        picture = Image.open(io.BytesIO(base64.b64decode(taken["data"])))
+        clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
+        picture = Image.open(io.BytesIO(self._png(clip=clip)))
         return np.asarray(picture.convert("RGB"))
+
+    def _png(self, **options: Any) -> bytes:
+        options |= {"format": "png", "optimizeForSpeed": True}
+        return base64.b64decode(self._tools.send("Page.captureScreenshot", options)["data"])
 
 
 @contextmanager

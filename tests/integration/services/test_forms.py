@@ -32,11 +32,12 @@ from dicom_node.services.schedule import reconcile
 from dicom_node.store.tables import Delivery, Job, JobDestination, Result
 from dicom_node.worker.engines import WarmEngines
 from inference.bundle import Bundle
-from inference.types import Prediction
+from inference.types import Finding, Prediction
 from tests.arrivals import all_of, arrive, one
 from tests.dicoms import dx_image
 from tests.nodes import Clock, add_bundle
 from tests.pacs import AE_TITLE, Pacs
+from tests.results import PNEUMONIA
 
 SEG, LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
 COMPREHENSIVE_3D = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -302,6 +303,46 @@ def test_captures_are_sent_always_where_they_are_wanted(
     assert {uid for uid, _ in found} == {SEG, COMPREHENSIVE_3D, CAPTURE}
     assert len({page.SeriesInstanceUID for page in pages}) == 1
     assert len({page.InstanceNumber for page in pages}) == len(pages)
+
+
+class Classifying(WarmEngines):
+    """A classifier in the place of the bundle's network, and where it looked."""
+
+    def predict(self, digest: str, stacks: Any, *_: Any) -> list[Prediction]:
+        import torch
+        from torchvision.models import squeezenet1_1
+
+        from inference.saliency import grad_cam, last_convolution, on_source
+
+        torch.manual_seed(0)
+        network = squeezenet1_1(weights=None, num_classes=2).eval().requires_grad_(False)
+        told = []
+        for stack in stacks:
+            x, where = self._engine(digest).prepared(stack)
+            probability = float(network(x).softmax(1)[0, 1])
+            heat = on_source(grad_cam(network, last_convolution(network), x, 1), where)
+            found = Finding("Pneumonia", PNEUMONIA, True, probability, 0.1, saliency=heat)
+            told.append(Prediction(findings=(found,)))
+        return told
+
+
+def test_a_classification_arrives_with_the_map_of_where_the_network_looked(
+    sqlite_node: Node, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    with pacs_taking(tmp_path, COMPREHENSIVE_3D, CAPTURE) as pacs:
+        sent(sqlite_node, tiny_bundle, pacs, Classifying, capture="always")
+        (page,), (report,) = held(pacs)[CAPTURE], held(pacs)[COMPREHENSIVE_3D]
+    assert "Pneumonia: Present" in page.ImageComments
+    assert "Heat map (Grad-CAM)" in page.ImageComments
+    red, green, blue = np.moveaxis(page.pixel_array[:, :900].astype(int), 2, 0)
+    assert ((red != green) | (green != blue)).mean() > 0.01
+    verdicts = [
+        item
+        for container in report.ContentSequence
+        for item in container.get("ContentSequence", ())
+        if item.ValueType == "CODE" and item.ConceptCodeSequence[0].CodeMeaning == "Present"
+    ]
+    assert len(verdicts) == 1
 
 
 def test_a_prediction_that_was_altered_on_disk_is_not_told(
