@@ -312,7 +312,7 @@ def test_a_box_two_pixels_from_its_place_is_found_out(stage: Stage) -> None:
     )
     made = built(Prediction(findings=(finding,)), source)
     (true,) = outlines(made["sr"])
-    moved = replace(true, points=true.points + (2, 0))
+    moved = replace(true, points=true.points + np.array([2.0, 0.0]))
     stage.bring(source.datasets, [made["sr"]])
     stage.reader.open_report()
     assert read(stage.reader, source, [true]) == []
@@ -330,7 +330,7 @@ def test_a_segment_that_was_not_found_does_not_hide_the_others(stage: Stage) -> 
 
 
 def test_a_segment_in_two_pieces_has_both_outlines_drawn(stage: Stage) -> None:
-    source = source_of(drawn_study("DX", "PIECES"))
+    source = source_of(drawn_study("DX", "IN PIECES"))
     pieces = ball(source, 0.4, 0.3, 0.12) | ball(source, 0.6, 0.7, 0.15)
     made = built(Prediction(segments=(segment(pieces),)), source)
     judge(stage, "pieces-DX", source, made)

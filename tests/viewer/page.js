@@ -82,8 +82,6 @@ window.ask = (() => {
     return true;
   };
 
-  const current = () => named(viewport().getCurrentImageId());
-
   // The canvas on the page, and three of its corners in image coordinates as SCOORD counts them:
   // (column, row), at the outer edges of pixels.
   const place = () => {
@@ -163,7 +161,7 @@ window.ask = (() => {
     });
 
   return {
-    bare, current, displaySets, hasImage, images, joined, measurements, only, place, plain, segments,
+    bare, displaySets, hasImage, images, joined, measurements, only, place, plain, segments,
     settled, show,
   };
 })();

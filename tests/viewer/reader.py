@@ -287,7 +287,7 @@ class Reader:
             raise NotShown(f"no one {modality} to click on among {self.kinds()}") from error
 
     def _say_yes(self, until: str) -> None:
-        self._until(f"!!document.querySelector('[data-cy=yes-hydrate-btn]') && ({until} || true)")
+        self._until("!!document.querySelector('[data-cy=yes-hydrate-btn]')")
         self.page.locator('[data-cy="yes-hydrate-btn"]').click()
         self.page.locator('[data-cy="viewport-notification"]').wait_for(state="detached")
         self._until(until)
