@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pydicom import Dataset
 
-from dicom_node.results.capture import quantity
+from dicom_node.results.words import quantity
 from inference.types import Code
 
 _TOLD_ONCE = {"Comment", "Conclusion", "Description"}

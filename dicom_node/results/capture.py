@@ -25,6 +25,7 @@ from dicom_node.results.lettering import Colour, drawable
 from dicom_node.results.marks import Heat, Line, Mark, Rectangle, Region
 from dicom_node.results.normalise import fit_character_set
 from dicom_node.results.overlay import Entry, Sheet, Sides, overlay
+from dicom_node.results.words import graded, percentages, quantity
 from inference.attributes import Frame, frames_of, integer, numbers
 from inference.errors import ReadingError
 from inference.geometry import direction, patient_orientation, pixel_spacing
@@ -59,16 +60,6 @@ _SLIGHT = 0.25  # a direction cosine below which a letter is not told: 15 degree
 _LONG_TEXT, _SHORT_TEXT = 10_240, 1024  # characters of LT and ST (PS3.5 6.2)
 _LETTERS = ("RL", "AP", "FH")  # towards less and more of each axis (PS3.3 C.7.6.1.1.1, LPS)
 _OPPOSITE = str.maketrans("LRAPHF", "RLPAFH")
-_SUFFIXES = {
-    "1": "",
-    "{pixels}": " pixels",
-    "mm": " mm",
-    "mm2": " mm²",
-    "mm3": " mm³",
-    "cm2": " cm²",
-    "ml": " ml",
-    "[hnsf'U]": " HU",
-}
 
 
 def captures(
@@ -113,19 +104,6 @@ def captures(
         book.page(page, picture(page.frame), header(number))
         for number, page in enumerate(book.pages, 1)
     ]
-
-
-def quantity(value: float, unit: Code) -> str:
-    """A measured number for people: no more digits than it deserves, large areas in cm²."""
-    if unit.value == "1":
-        return f"{value:.3g}"
-    if unit.value == "mm2" and abs(value) >= 1000:
-        value, unit = value / 100, Code("cm2", "UCUM", "square centimeter")
-    if unit.value == "{pixels}" or abs(value) >= 100:
-        number = f"{value:,.0f}"
-    else:
-        number = f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
-    return number + _SUFFIXES.get(unit.value, f" {unit.value}")
 
 
 @dataclass(frozen=True)
@@ -305,10 +283,8 @@ def _of_finding(finding: Finding, boxes: Sequence[int], colour: Colour, heated: 
     if finding.probability is not None:
         chance, least = percentages(finding.probability, finding.threshold)
         details.append(f"probability {chance}" + (f", threshold {least}" if least else ""))
-    grade = [finding.severity.meaning.lower()] if finding.severity else []
-    grade += [f"score {finding.score:.3g}"] if finding.score is not None else []
-    if grade:
-        details.append(f"severity {', '.join(grade)}")
+    if grade := graded(finding):
+        details.append(grade)
     if finding.site:
         details.append(f"site: {finding.site.meaning}")
     if len(boxes) > 1:
@@ -359,27 +335,6 @@ def _of_segment(segment: Segment, frame: int | None, here: bool, anywhere: bool)
 def _coded(code: Code) -> str:
     """A name that can be drawn: the meaning, else the code itself."""
     return code.meaning if drawable(code.meaning) else f"{code.scheme} {code.value}"
-
-
-def percentages(probability: float, threshold: float | None) -> tuple[str, str | None]:
-    """Both in percent, with as many digits as it takes to tell which of them is higher.
-
-    Neither 0 % nor 100 % is said of what is only close to it.
-    """
-    if threshold is None:
-        return _percent(probability, 0), None
-    pairs = [(_percent(probability, digits), _percent(threshold, digits)) for digits in range(5)]
-    told = next((pair for pair in pairs if pair[0] != pair[1]), pairs[-1])
-    return (told if probability != threshold else pairs[0])[0], f"{100 * threshold:.4g} %"
-
-
-def _percent(share: float, digits: int) -> str:
-    text = f"{100 * share:.{digits}f}"
-    if share > 0 and float(text) == 0:
-        return f"< {10.0**-digits:g} %"
-    if share < 1 and float(text) == 100:
-        return f"> {100 - 10.0**-digits:g} %"
-    return f"{text} %"
 
 
 def _words_only(

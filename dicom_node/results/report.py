@@ -19,7 +19,7 @@ from pydicom.uid import Comprehensive3DSRStorage, EnhancedSRStorage
 
 from dicom_node.domain.profile import Document, Encoding, Identifiers, SrForm
 from dicom_node.errors import ResultError
-from dicom_node.results import codes
+from dicom_node.results import codes, words
 from dicom_node.results.content import (
     CONTAINS,
     HAS_ACQ_CONTEXT,
@@ -57,8 +57,8 @@ SOP_CLASSES: Mapping[Document, str] = {
     Document.ENHANCED: EnhancedSRStorage,
 }
 
-MAX_OUTLINES = 8
-MIN_OUTLINE = 0.01
+MAX_OUTLINES = 4
+MIN_OUTLINE = 0.05
 """Of one segment on one frame: at most so many outlines, none below this share of the largest."""
 
 MAX_NAMED_IMAGES = 8
@@ -101,7 +101,13 @@ def report(
     if not said.groups and not said.evaluations:
         raise ResultError("the prediction says nothing: no segment, no finding, no reason")
     remarks = [text(CONTAINS, codes.COMMENT, remark) for remark in _remarks(prediction, identity)]
-    evaluations = [*said.evaluations, *remarks]
+    evaluations = _container(codes.QUALITATIVE_EVALUATIONS, [*said.evaluations, *remarks])
+    # Order means nothing in TID 1500; who reads a report as text shall not have to scroll past the
+    # images to learn that nothing was found.
+    library = [_image_library(source)]
+    rows = [*library, *_container(codes.IMAGING_MEASUREMENTS, said.groups), *evaluations]
+    if not said.groups:
+        rows = [*evaluations, *library]
     document = container(
         None,
         # OHIF shows the text of every report but those with the first of these titles, and of
@@ -111,9 +117,7 @@ def report(
             code(HAS_CONCEPT_MOD, codes.LANGUAGE, codes.ENGLISH),
             *_observer(identity),
             code(HAS_CONCEPT_MOD, codes.PROCEDURE_REPORTED, _procedure(dataset, source)),
-            _image_library(source),
-            *_container(codes.IMAGING_MEASUREMENTS, said.groups),
-            *_container(codes.QUALITATIVE_EVALUATIONS, evaluations),
+            *rows,
         ],
         template="1500",
     )
@@ -309,7 +313,11 @@ class _Content:
                 modifiers,
                 _numbers(HAS_PROPERTIES, finding),
             )
-            self.evaluations.append(code(CONTAINS, *verdict, rows))
+            # OHIF shows an evaluation without what stands below it: the sentence tells that.
+            self.evaluations += [
+                code(CONTAINS, *verdict, rows),
+                text(CONTAINS, codes.COMMENT, words.verdict(finding)),
+            ]
             return
         rows = [
             code(CONTAINS, codes.FINDING, finding.code),
@@ -442,7 +450,13 @@ class _Content:
         )
 
     def _identifier(self, tool: str, plain: str) -> str:
-        return tool if self.for_viewers else plain
+        """The viewer's tool, unless the viewer would go on to say what is not true.
+
+        OHIF 3.13 measures outlines on ultrasound anew in units that are wrong by orders of
+        magnitude; under a plain identifier it draws them with our number and leaves it at that.
+        """
+        wrong = tool == FREEHAND and self.source.first.get("Modality") in ("US", "IVUS")
+        return tool if self.for_viewers and not wrong else plain
 
     def _group(
         self, template: str, identifier: str, tracking_uid: str, rows: Iterable[ContentItem]

@@ -160,8 +160,11 @@ window.ask = (() => {
       };
     });
 
+  // Of a viewport that shows no image: what a person reads there.
+  const words = () => document.querySelector('[data-cy="viewport-pane"]')?.innerText ?? '';
+
   return {
     bare, displaySets, hasImage, images, joined, measurements, only, place, plain, segments,
-    settled, show,
+    settled, show, words,
   };
 })();

@@ -33,7 +33,7 @@ _PATIENCE = 30_000.0
 """Milliseconds that OHIF may take for one step, on a busy machine."""
 
 _BORDER = 3
-_THUMBNAIL = '[data-cy="study-browser-thumbnail-no-image"]'
+_THUMBNAIL = '[data-cy="study-browser-thumbnail"], [data-cy="study-browser-thumbnail-no-image"]'
 Pixels = NDArray[np.uint8]
 """``(rows, columns, 3)`` of the canvas."""
 
@@ -212,6 +212,34 @@ class Reader:
         self._until("ask.displaySets().some(s => s.modality == 'SR' && s.loaded) && ask.hasImage()")
         (report,) = (s for s in self._ask("displaySets()") if s["modality"] == "SR")
         return int(report["drawable"])
+
+    def open_text(self) -> str:
+        """Double-click an SR that draws nothing; gives the words that are shown of it.
+
+        Raises:
+            NotShown: it does not load, or shows no words.
+        """
+        self._double_click("SR")
+        self._until("ask.words().length > 0 && !ask.words().includes('Loading')")
+        return str(self._ask("words()"))
+
+    def open_capture(self) -> None:
+        """Double-click the secondary capture, and wait until its first page is shown.
+
+        Raises:
+            NotShown: it does not load.
+        """
+        before = self.images()
+        self._double_click("OT")
+        self._until(f"ask.hasImage() && !ask.images().some(i => i.sop == '{before[0][0]}')")
+
+    def canvas(self) -> tuple[Pixels, Place]:
+        """The image alone that is shown, and where it lies."""
+        place = self.place()
+        self._ask("bare('image')")
+        picture = self._picture(place)
+        self._ask("bare('')")
+        return picture, place
 
     def drawn(self, sop_instance_uid: str, frame: int = 1) -> tuple[NDArray[np.bool_], Place]:
         """Which pixels of the canvas are covered by lines (not by texts) on an image."""

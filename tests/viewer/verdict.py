@@ -75,13 +75,9 @@ def image(
     bare: Pixels, place: Place, frames: Sequence[NDArray[np.generic]], index: int
 ) -> list[str]:
     """That the canvas shows frame ``index`` of an image, and shows it where ``place`` says."""
-    rows, columns = frames[index].shape[:2]
-    column, row = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5)
-    at = np.floor(place.on_canvas(np.stack([column, row], axis=-1))).astype(int)
-    inside = ((at >= 0) & (at < place.size)).all(axis=-1)
+    seen, inside = _seen(bare, place, frames[index])
     if inside.mean() < 0.9:
         return [f"only {inside.mean():.0%} of the image is on the canvas"]
-    seen = bare.mean(axis=-1)[at[inside][:, 1], at[inside][:, 0]]
     likeness = [_likeness(seen, frame, inside) for frame in frames]
     if int(np.argmax(likeness)) != index:
         return [f"frame {int(np.argmax(likeness))} is shown instead of {index}"]
@@ -90,6 +86,33 @@ def image(
     if likeness[index] < max(0.9, *moved):
         return [f"the image is not where it is said to be: {likeness[index]:.3f}, moved {moved}"]
     return []
+
+
+def picture(bare: Pixels, place: Place, pixels: NDArray[np.uint8]) -> list[str]:
+    """That the canvas shows the whole of a colour picture, in its colours."""
+    seen, inside = _seen(bare, place, pixels)
+    if inside.mean() < 0.98:
+        return [f"only {inside.mean():.0%} of the picture is on the canvas"]
+    complaints = []
+    if (alike := _likeness(seen, pixels, inside)) < 0.9:
+        complaints.append(f"the picture is not what is shown: {alike:.3f}")
+    means = [
+        float(array.reshape(-1, 3).astype(float).std(axis=-1).mean()) for array in (bare, pixels)
+    ]
+    if not 0.5 < (means[0] + 0.1) / (means[1] + 0.1) < 2:
+        complaints.append(f"colourfulness is {means[0]:.1f} instead of {means[1]:.1f}")
+    return complaints
+
+
+def _seen(
+    bare: Pixels, place: Place, frame: NDArray[np.generic]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Grey of the canvas at the centres of an image's pixels, and which of them are on it."""
+    rows, columns = frame.shape[:2]
+    column, row = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5)
+    at = np.floor(place.on_canvas(np.stack([column, row], axis=-1))).astype(int)
+    inside = ((at >= 0) & (at < place.size)).all(axis=-1)
+    return bare.mean(axis=-1)[at[inside][:, 1], at[inside][:, 0]], inside
 
 
 def _likeness(
