@@ -27,7 +27,7 @@ from dicom_node.dimse.status import SOP_CLASS_NOT_SUPPORTED
 from dicom_node.domain.delivery import DeliveryState, after, wait
 from dicom_node.domain.profile import describe
 from dicom_node.domain.study import StudyState
-from dicom_node.errors import DeliveryFailed, NodeError, NotFound, Retry
+from dicom_node.errors import DeliveryFailed, NodeError, NotFound, Retry, Unavailable
 from dicom_node.services import claims, forms
 from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.context import Node
@@ -202,9 +202,14 @@ def _record(
 ) -> None:
     """T5: the answer and what follows from it, unless the claim has gone stale."""
     now, row, settings = node.now(), sending.row, node.settings.delivery
-    arrived = isinstance(outcome, Sent)
+    arrived, instead = isinstance(outcome, Sent), None
+    if isinstance(outcome, DeliveryFailed):
+        try:
+            instead = _instead(node, sending, outcome)
+        except Unavailable as error:  # a full disk is no reason to give up
+            why = f"{outcome.reason}; no other form yet: {error}"
+            outcome = DeliveryFailed(why, Retry.LATER, outcome.status)
     answer = _answer(sending, outcome)
-    instead = None if isinstance(outcome, Sent) else _instead(node, sending, outcome)
     if isinstance(outcome, Sent):
         values = {"state": DeliveryState.SENT, "sent_at": now}
     elif instead:
@@ -246,11 +251,17 @@ def _record(
 
 
 def _instead(node: Node, sending: _Sending, outcome: DeliveryFailed) -> forms.Relaid | None:
-    """What goes in the place of a form whose SOP class or syntax the destination does not take."""
+    """What goes in the place of a form whose SOP class or syntax the destination does not take.
+
+    Raises:
+        Unavailable: it cannot be built now.
+    """
     if outcome.retry is not Retry.NEVER or outcome.status != SOP_CLASS_NOT_SUPPORTED:
         return None
     try:
         return forms.prepare(node, sending.job_id, sending.destination, (sending.form,))
+    except Unavailable:
+        raise
     except Exception as error:  # what libraries raise on headers that they do not expect
         reason = str(error) if isinstance(error, NodeError) else fault(error)
         log.error("no other form", delivery=sending.row.id, job=sending.job_id, reason=reason)

@@ -216,6 +216,8 @@ def _stop(session: Session, node: Node, instances: Sequence[int]) -> dict[str, i
         .order_by(Job.id)
     ).all()
     for job in jobs:
+        for destination in job.destinations:
+            destination.layout = destination.layout or []  # nothing more is built for it
         if job.state in (JobState.READY, JobState.RUNNING):
             job.state = job_after("cancel", str(job.id), JobState(job.state))
             job.token += 1  # a running worker's claim is stale from here on

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +18,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from dicom_node.domain.profile import Document, Form, SrForm
 from dicom_node.domain.routing import parse_rules
-from dicom_node.errors import ConfigurationError, Unavailable
-from dicom_node.services import peers, registry, studies
+from dicom_node.errors import ConfigurationError, OutOfSpace, Unavailable
+from dicom_node.services import forms, peers, registry, studies
 from dicom_node.services.alerts import list_alerts
 from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
@@ -365,6 +366,27 @@ def test_a_prediction_that_was_altered_on_disk_is_not_told(
     assert [d.state for d in all_of(node, Delivery)] == ["sent", "dead"]
     (alert,) = list_alerts(node)
     assert alert["kind"] == "delivery dead"
+
+
+def test_a_full_disk_is_no_reason_to_give_up_on_another_form(
+    sqlite_node: Node, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(node: Node, job: Job, told: Any, wanted: Iterable[Form], *rest: Any) -> forms.Objects:
+        if SrForm(Document.ENHANCED) in list(wanted):
+            raise OutOfSpace("less than 1 MiB free")
+        return write(node, job, told, wanted, *rest)
+
+    clock, write = sqlite_node.now, forms.write
+    assert isinstance(clock, Clock)
+    with pacs_taking(tmp_path, SEG, ENHANCED) as pacs:
+        with monkeypatch.context() as patched:
+            patched.setattr(forms, "write", full)
+            told = sent(sqlite_node, tiny_bundle, pacs)
+        assert told == [(SEG, "sent"), (COMPREHENSIVE_3D, "pending")]
+        assert "no other form yet" in all_of(sqlite_node, Delivery)[1].last_answer
+        clock.pass_(3600)
+        deliver(sqlite_node)
+        assert set(held(pacs)) == {SEG, ENHANCED}
 
 
 def test_a_kept_prediction_is_no_orphan(

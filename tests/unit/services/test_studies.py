@@ -9,7 +9,7 @@ from dicom_node.services.alerts import list_alerts
 from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
 from dicom_node.services.jobs import list_jobs
-from dicom_node.store.tables import Delivery, Instance
+from dicom_node.store.tables import Delivery, Destination, Instance, JobDestination
 from dicom_node.worker.engines import WarmEngines
 from tests.dicoms import ct_slice, dx_image, uid
 from tests.nodes import Clock, route, settle, store
@@ -124,6 +124,24 @@ def test_a_pending_delivery_of_the_other_patients_result_is_not_sent(
     with node.database.reading() as session:
         states = [d.state for d in session.scalars(select(Delivery).order_by(Delivery.id))]
     assert states[: told["stopped"]] == ["dead"] * told["stopped"]
+
+
+def test_a_destination_that_joined_gets_nothing_of_the_other_patients_result(
+    node: Node, engines: WarmEngines
+) -> None:
+    store(node, [chest("a", "A")])
+    settle(node, engines)
+    with node.database.transaction() as session:  # as a new rule would, before it is laid out
+        session.add(JobDestination(job_id=1, destination="later", rules=["new"]))
+        session.add(Destination(name="later", kind="folder", config={"path": "/nowhere"}))
+    store(node, [chest("b", "B")])
+    close_studies(node)
+    studies.resolve_study(node, STUDY, "B")
+    settle(node, engines)
+    with node.database.reading() as session:
+        names = session.scalars(select(Destination.name).join(Delivery)).all()
+        assert session.get_one(JobDestination, (1, "later")).layout == []
+    assert "later" not in names
 
 
 def test_resolving_tells_two_issuers_of_one_id_apart(node: Node) -> None:
