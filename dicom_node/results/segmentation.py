@@ -223,7 +223,9 @@ def _describe_pixels(dataset: Dataset, form: SegForm, segments: Sequence[Segment
         # Set with its VR: what is encoded already keeps pydicom from choosing one.
         dataset.add_new(PIXEL_PADDING_VALUE, "US", 0)
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
-    dataset.SegmentsOverlap = "YES" if overlapping(segments) else "NO"
+    overlap = "YES" if overlapping(segments) else "NO"
+    # Probabilities above nothing reach over each other wherever the model was in doubt.
+    dataset.SegmentsOverlap = "UNDEFINED" if form.encoding is Encoding.FRACTIONAL else overlap
 
 
 def _put_pixels(dataset: Dataset, layers: Sequence[_Layer], form: SegForm) -> None:
