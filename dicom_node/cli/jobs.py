@@ -54,7 +54,8 @@ def show(job: Number, json: Json = False) -> None:
         timings = told["summary"]["timings"].items()
         say("took ", ", ".join(f"{step} {seconds:.2f} s" for step, seconds in timings))
     for row in told["destinations"]:
-        say(f"goes to {row['name']} by rule {', '.join(map(repr, row['rules']))}")
+        forms = f" as {row['forms']}" if row["forms"] else ""
+        say(f"goes to {row['name']} by rule {', '.join(map(repr, row['rules']))}{forms}")
     say(f"reads {many(len(told['inputs']), 'instance')}")
     for row in told["results"]:
         say((row["form"], "bold"), f"  {row['sop_instance_uid']}  {row['file']}")

@@ -172,7 +172,8 @@ def test_a_listener_that_is_killed_is_started_again(site: Site) -> None:
 def test_nothing_was_done_twice_and_no_file_is_left_over(site: Site) -> None:
     """After all of the above; runs last in this file."""
     results = site.node.rows(Result)
-    assert set(site.node.node.results.names()) == {r.path for r in results}
+    predictions = {job.prediction for job in site.node.rows(Job) if job.prediction}
+    assert set(site.node.node.results.names()) == {r.path for r in results} | predictions
     assert set(site.node.node.instances.names()) == {r.path for r in site.node.rows(Instance)}
     came = {(r.sop_instance_uid, r.sha256) for r in site.pacs.received}
     assert sorted(uid for uid, _ in came) == sorted(r.sop_instance_uid for r in results)

@@ -161,7 +161,7 @@ def test_why_tells_the_whole_story(cli: Cli) -> None:
         f"✓ takes image {uid('a')}: fits",
         "job 1 tiny@0.0.1 on 1 image  done",
         "found: ",
-        "SEG to out: sent",
+        "BINARY segmentation to out: sent",
         "2 attempts: success",
         "instances list",
         "came again with other content",
@@ -182,7 +182,14 @@ def test_jobs_are_listed_and_shown(cli: Cli) -> None:
     (row,) = cli.json("jobs", "list", "--state", "done")
     assert row["study"] == STUDY
     told = cli("jobs", "show", str(row["job"]))
-    for words in ("tiny@0.0.1", "found: ", "goes to out by rule 'all'", "SEG", "SR", "took "):
+    for words in (
+        "tiny@0.0.1",
+        "found: ",
+        "goes to out by rule 'all'",
+        "BINARY segmentation",
+        "SR",
+        "took ",
+    ):
         assert words in told, words
     assert cli.json("jobs", "list", "--state", "dead") == []
 
