@@ -187,6 +187,8 @@ def referenced_series(case: Case) -> Iterator[str]:
 def overlap(case: Case) -> Iterator[str]:
     masks = [segment.mask for segment in case.origin.found]
     wanted = "YES" if np.sum(masks, axis=0).max() > 1 else "NO"
+    if case.data.SegmentationType == "FRACTIONAL":
+        wanted = "UNDEFINED"  # of probabilities, which lie on each other wherever there is doubt
     if case.data.SegmentsOverlap != wanted:
         yield f"{case.data.SegmentsOverlap} instead of {wanted}"
 

@@ -90,14 +90,24 @@ def files() -> Path:
         packed = sorted(folder.glob("*.tgz"))
         if done.returncode or not packed:
             lacking(f"npm does not give {package}: {done.stderr.strip()[-300:]}")
-        with tarfile.open(packed[0]) as archive:
-            wanted = [m for m in archive.getmembers() if m.name.startswith("package/dist/")]
-            archive.extractall(folder, wanted, filter="data")
+        _unpack(packed[0], folder)
         _CACHE.mkdir(exist_ok=True)
         # At once and last, so that nobody finds half a viewer; another process may have been first.
         with suppress(OSError):
             (folder / "package" / "dist").rename(built)
     return built
+
+
+def _unpack(packed: Path, folder: Path) -> None:
+    """The built viewer's files; by hand, since Debian 12's tarfile has no filter of its own."""
+    with tarfile.open(packed) as archive:
+        for member in archive.getmembers():
+            target = (folder / member.name).resolve()
+            inside = target.is_relative_to((folder / "package" / "dist").resolve())
+            content = archive.extractfile(member) if member.isfile() and inside else None
+            if content is not None:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read())
 
 
 @contextmanager
