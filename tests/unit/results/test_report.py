@@ -13,7 +13,7 @@ from dicom_node.results import codes
 from dicom_node.results.build import build_results
 from dicom_node.results.encode import encode
 from dicom_node.results.evidence import reference
-from dicom_node.results.report import FREEHAND, LENGTH, RECTANGLE
+from dicom_node.results.statements import FREEHAND, LENGTH, RECTANGLE
 from dicom_node.results.types import Source
 from inference.types import Box, Code, Finding, Measurement, Prediction
 from tests import dicoms
