@@ -50,7 +50,7 @@ def strictly(data: bytes) -> Iterator[str]:
             warnings.simplefilter("error")
             for _ in parse(data).iterall():
                 pass
-    except Exception as error:
+    except Exception as error:  # likewise
         yield f"pydicom: {type(error).__name__}: {error}"
     finally:
         settings.reading_validation_mode = before

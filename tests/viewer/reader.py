@@ -299,7 +299,7 @@ class Reader:
         failed = "document.body.innerText.includes('Something went wrong')"
         try:
             self.page.wait_for_function(f"() => window.ask && (({condition}) || {failed})")
-        except Exception as error:
+        except Exception as error:  # the driver's own, of several kinds
             raise NotShown(f"never: {condition}; {self._said()}") from error
         if self.page.evaluate(f"() => {failed}"):
             raise NotShown(f"OHIF went wrong; {self._said()}")
@@ -311,7 +311,7 @@ class Reader:
         label = self.page.locator('[data-cy="series-modality-label"]', has_text=modality)
         try:
             self.page.locator(_THUMBNAIL).filter(has=label).dblclick()
-        except Exception as error:
+        except Exception as error:  # the driver's own, of several kinds
             raise NotShown(f"no one {modality} to click on among {self.kinds()}") from error
 
     def _say_yes(self, until: str) -> None:
