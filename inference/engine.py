@@ -10,23 +10,31 @@ chooses between kernels, and reduced precision is off unless the manifest asks f
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from inference import measure, postprocessing, suitability
+from inference import familiarity, findings, measure, postprocessing, saliency, suitability
 from inference.bundle import Bundle, load_tensors, load_weights
+from inference.classifiers import pooled
+from inference.detectors import MOST
 from inference.errors import BundleError, OutOfMemory, UnsuitableInput
 from inference.manifest import Manifest
 from inference.networks import build, fused
 from inference.preprocessing import Geometry, geometry, prepare
 from inference.types import FrameRef, ImageStack, Prediction
 
+FEATURES, UNFAMILIAR = "features", "unfamiliar"
+TINY = 1e-6
+
+Raw = dict[str, NDArray[Any]]
 GOLDEN_STORAGE = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture: a golden input has no origin
 
 
@@ -56,16 +64,23 @@ class Runner:
         manifest: how to prepare, run and finish.
         weights: the state dict in any floating point precision; it runs in float32.
         device: where.
+        familiar: what training data are like, for ``manifest.input_check``; without it, or without
+            the manifest's, every suitable input is looked at.
 
     Raises:
         BundleError: the weights are not those of the network that the manifest names.
     """
 
     def __init__(
-        self, manifest: Manifest, weights: dict[str, Tensor], device: torch.device | str = "cpu"
+        self,
+        manifest: Manifest,
+        weights: dict[str, Tensor],
+        device: torch.device | str = "cpu",
+        familiar: Mapping[str, Tensor] | None = None,
     ) -> None:
         _settle()
         self.manifest = manifest
+        self.familiar = familiar if manifest.input_check else None
         self.device = torch.device(device)
         network = build(manifest.architecture)
         try:
@@ -89,8 +104,9 @@ class Runner:
             keep_probability: let segments carry their probability maps.
 
         Returns:
-            One prediction per stack, in order. A stack that breaks the manifest's contract comes
-            back with ``not_analysed``, and the others go on. ``timings`` gives seconds of
+            One prediction per stack, in order. A stack that breaks the manifest's contract, or is
+            unlike what the model learnt from, comes back with ``not_analysed``, and the others go
+            on. ``timings`` gives seconds of
             ``prepare``, ``forward`` (both shared out by frames where a batch was shared) and
             ``finish``.
 
@@ -105,29 +121,66 @@ class Runner:
                 tasks.append(Prediction(not_analysed=error.reason))
             else:
                 tasks.append(_Task.of(stack, self.manifest))
-        self._run([task for task in tasks if isinstance(task, _Task)])
+        self._run([task for task in tasks if isinstance(task, _Task)], self.answer)
         return [
             task if isinstance(task, Prediction) else self._finish(task, keep_probability)
             for task in tasks
         ]
 
+    def raw(self, stacks: Sequence[ImageStack]) -> list[Raw]:
+        """What the network says of every frame, unsuitable and unlike inputs too.
+
+        Returns:
+            For each stack, on the network's grid, float32: ``probability (frames, classes, rows,
+            columns)`` of a segmentation, ``(frames, classes)`` of a classification, ``(frames,
+            grades - 1)`` of a grading, which is ``P(grade >= k)``; of a detection ``boxes (frames,
+            K, 4)``, ``scores (frames, K)`` and ``kinds (frames, K)`` int64, best first, those that
+            there are not with score 0.
+        """
+        tasks = [_Task.of(stack, self.manifest) for stack in stacks]
+        self._run(tasks, self.answer)
+        return [{k: v for k, v in task.raw.items() if k != FEATURES} for task in tasks]
+
+    def features(self, stacks: Sequence[ImageStack]) -> NDArray[np.float32]:
+        """``(frames of all stacks, F)``: the means over the encoder's deepest map."""
+        tasks = [_Task.of(stack, self.manifest) for stack in stacks]
+        self._run(tasks, self._described)
+        found = [task.raw[FEATURES] for task in tasks]
+        empty = np.zeros((0, self.network.encoder.channels[-1]), np.float32)
+        return np.concatenate([empty, *found])
+
     def prepared(self, stack: ImageStack) -> tuple[Tensor, Geometry]:
         """All frames as the network takes them, on the device, and the way back."""
         return prepare(stack, self.manifest.preprocessing, device=self.device)
 
-    def probabilities(self, x: Tensor) -> Tensor:
-        """``(n, c, r, c)`` prepared input to ``(n, classes, r, c)`` float32 on the device."""
+    def answer(self, x: Tensor) -> dict[str, Tensor]:
+        """One forward pass.
+
+        Args:
+            x: ``(n, c, r, c)`` prepared input.
+
+        Returns:
+            As ``raw``, n frames, on the device; with ``features (n, F)`` where inputs are checked.
+        """
+        deepest: list[Tensor] = []
         with torch.inference_mode():
-            x = x.to(self.device).contiguous(memory_format=torch.channels_last)
-            logits = self.network(x).float()
-            if self.manifest.activation == "sigmoid":
-                return torch.sigmoid(logits)
-            return torch.softmax(logits, 1)
+            handle = self.network.encoder.register_forward_hook(
+                lambda _module, _inputs, maps: deepest.append(maps[-1])
+            )
+            try:
+                found = self._told(self.network(self._on_device(x)))
+            finally:
+                handle.remove()
+            if self.familiar is not None:
+                found[FEATURES] = pooled(deepest).float()
+        return found
 
-    def golden_output(self, pixels: NDArray[np.generic]) -> Tensor:
-        """``(frames, rows, columns)`` to probabilities ``(classes, frames, r, c)`` on the CPU.
+    def golden_output(self, pixels: NDArray[np.generic]) -> dict[str, Tensor]:
+        """What the network says of ``(frames, rows, columns[, 3])``, on the CPU, before cleaning.
 
-        On the network's grid, before any cleaning.
+        As ``raw``, but a segmentation's ``probability`` is ``(classes, frames, r, c)`` and boxes
+        are shares of the input's width and height; with ``unfamiliar (frames,)``, the score of the
+        input check, where there is one.
         """
         stack = ImageStack(
             pixels=pixels,
@@ -135,40 +188,72 @@ class Runner:
             modality=self.manifest.select.modality[0],
             frames=tuple(FrameRef("", GOLDEN_STORAGE, i + 1) for i in range(len(pixels))),
         )
-        x, _ = prepare(stack, self.manifest.preprocessing, device=self.device)
-        found = [
-            self.probabilities(x[i : i + self.batch]).cpu() for i in range(0, len(x), self.batch)
-        ]
-        return torch.cat(found).transpose(0, 1).contiguous()
+        x, where = self.prepared(stack)
+        parts = [self.answer(x[i : i + self.batch]) for i in range(0, len(x), self.batch)]
+        found = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+        if self.manifest.task == "segmentation":
+            found["probability"] = found["probability"].transpose(0, 1).contiguous()
+        if "boxes" in found:
+            rows, columns = where.size
+            found["boxes"] = found["boxes"] / torch.tensor([columns, rows, columns, rows])
+        if FEATURES in found and self.familiar is not None:
+            found[UNFAMILIAR] = familiarity.score(found.pop(FEATURES), self.familiar)
+        return found
 
-    def _run(self, tasks: Sequence[_Task]) -> None:
-        waiting = [(task, frame) for task in tasks for frame in range(len(task.probability))]
+    def _on_device(self, x: Tensor) -> Tensor:
+        return x.to(self.device).contiguous(memory_format=torch.channels_last)
+
+    def _described(self, x: Tensor) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            return {FEATURES: pooled(self.network.encoder(self._on_device(x))).float()}
+
+    def _told(self, out: Any) -> dict[str, Tensor]:
+        """The network's answer as numbers that mean something."""
+        if self.manifest.task == "detection":
+            return {
+                "boxes": _padded([found["boxes"].float() for found in out]),
+                "scores": _padded([found["scores"].float() for found in out]),
+                "kinds": _padded([found["labels"] for found in out]),
+            }
+        logits = out.float() / self.manifest.temperature
+        if self.manifest.activation == "sigmoid":
+            return {"probability": torch.sigmoid(logits)}
+        return {"probability": torch.softmax(logits, 1)}
+
+    def _run(self, tasks: Sequence[_Task], ask: Callable[[Tensor], dict[str, Tensor]]) -> None:
+        waiting = [(task, frame) for task in tasks for frame in range(len(task.stack.pixels))]
         first = 0
         while first < len(waiting):
             pieces = list(_pieces(waiting[first : first + self.batch]))
             try:
-                self._forward(pieces)
+                self._forward(pieces, ask)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 self._lean(error)
                 continue
             first += sum(frames.stop - frames.start for _, frames in pieces)
 
-    def _forward(self, pieces: Sequence[tuple[_Task, slice]]) -> None:
+    def _forward(
+        self, pieces: Sequence[tuple[_Task, slice]], ask: Callable[[Tensor], dict[str, Tensor]]
+    ) -> None:
         """One batch: prepare, run, and lay the result into the tasks that it belongs to."""
         started = perf_counter()
         spec = self.manifest.preprocessing
         inputs = [prepare(task.stack, spec, frames, self.device)[0] for task, frames in pieces]
         x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
         prepared = perf_counter()
-        found = self.probabilities(x).cpu().numpy()
+        found = {name: values.cpu().numpy() for name, values in ask(x).items()}
         done = perf_counter()
         at = 0
         for task, frames in pieces:
             count = frames.stop - frames.start
-            task.probability[frames] = found[at : at + count]
+            for name, values in found.items():
+                if name not in task.raw:
+                    shape = (len(task.stack.pixels), *values.shape[1:])
+                    task.raw[name] = np.empty(shape, values.dtype)
+                task.raw[name][frames] = values[at : at + count]
             at += count
-            task.timings["prepare"] += (prepared - started) * count / len(found)
-            task.timings["forward"] += (done - prepared) * count / len(found)
+            task.timings["prepare"] += (prepared - started) * count / len(x)
+            task.timings["forward"] += (done - prepared) * count / len(x)
 
     def _lean(self, error: RuntimeError) -> None:
         """After an allocation failed: half the batch, for good; a second failure is final."""
@@ -182,19 +267,64 @@ class Runner:
 
     def _finish(self, task: _Task, keep_probability: bool) -> Prediction:
         started = perf_counter()
+        try:
+            suitability.check_score(self._unfamiliar(task), self.manifest)
+        except UnsuitableInput as error:
+            return Prediction(not_analysed=error.reason, timings=dict(task.timings))
+        if self.manifest.task == "segmentation":
+            told = self._segmented(task, keep_probability)
+        else:
+            told = self._found(task)
+        task.timings["finish"] = perf_counter() - started
+        return replace(told, timings=dict(task.timings))
+
+    def _unfamiliar(self, task: _Task) -> float | None:
+        """The median over the frames, so that one odd slice refuses no volume."""
+        if self.familiar is None:
+            return None
+        features = torch.from_numpy(task.raw[FEATURES])
+        return float(familiarity.score(features, self.familiar).median())
+
+    def _segmented(self, task: _Task, keep_probability: bool) -> Prediction:
         with torch.inference_mode():
             segments = postprocessing.segments(
-                task.probability,
+                task.raw["probability"],
                 task.stack,
                 task.where,
                 self.manifest,
                 device=self.device,
                 keep_probability=keep_probability,
             )
-        task.timings["finish"] = perf_counter() - started
-        return Prediction(
-            segments=segments, notes=measure.notes(task.stack), timings=dict(task.timings)
-        )
+        return Prediction(segments=segments, notes=measure.notes(task.stack))
+
+    def _found(self, task: _Task) -> Prediction:
+        def look(frame: int, channel: int) -> NDArray[np.float32] | None:
+            if self._places is None:
+                return None
+            spec = self.manifest.preprocessing
+            x, where = prepare(task.stack, spec, slice(frame, frame + 1), self.device)
+            x = x.contiguous(memory_format=torch.channels_last)
+            heat = saliency.grad_cam(self.network, self._places, x, channel)
+            return np.asarray(saliency.on_source(heat, where)[0])
+
+        found, notes = findings.findings(task.raw, task.stack, task.where, self.manifest, look)
+        measured = measure.notes(task.stack) if any(f.boxes for f in found) else ()
+        return Prediction(findings=found, notes=(*notes, *measured))
+
+    @cached_property
+    def _places(self) -> nn.Module | None:
+        """The layer whose maps show where the network looked, if it gives any.
+
+        A transformer's one convolution cuts the picture into patches and has seen nothing yet.
+        """
+        if sum(isinstance(m, nn.Conv2d) for m in self.network.modules()) < 2:
+            return None
+        spec = self.manifest.preprocessing
+        x = torch.zeros(1, self.manifest.architecture.in_channels, *spec.size, device=self.device)
+        try:
+            return saliency.last_convolution(self.network, x)
+        except ValueError:  # no map of more than one pixel
+            return None
 
 
 class Engine(Runner):
@@ -211,32 +341,66 @@ class Engine(Runner):
     def __init__(self, bundle: Bundle, device: torch.device | str = "cpu") -> None:
         self.bundle = bundle
         self.digest = bundle.digest
-        super().__init__(bundle.manifest, load_weights(bundle), device)
+        check = bundle.manifest.input_check
+        familiar = load_tensors(bundle, check.file) if check else None
+        super().__init__(bundle.manifest, load_weights(bundle), device, familiar)
 
     def check_golden(self) -> float:
         """Run the bundle's golden example.
 
         Returns:
-            The largest difference from the probabilities that were exported with it.
+            The largest difference from what was exported with it: of probabilities, of boxes as
+            shares of the picture and their scores, and of the input check relative to its score.
 
         Raises:
             BundleError: it is larger than the manifest's tolerance, or the example is malformed.
         """
         golden = self.manifest.golden
         pixels = load_tensors(self.bundle, golden.input).get("pixels")
-        expected = load_tensors(self.bundle, golden.output).get("probability")
-        if pixels is None or pixels.ndim != 3 or not len(pixels):
-            raise BundleError(f"{golden.input}: needs 'pixels' (frames, rows, columns)")
-        found = self.golden_output(pixels.float().numpy())
-        if expected is None or expected.shape != found.shape:
-            raise BundleError(f"{golden.output}: needs 'probability' {tuple(found.shape)}")
-        difference = float((found - expected.float()).abs().max())
+        expected = load_tensors(self.bundle, golden.output)
+        colour = pixels is not None and pixels.ndim == 4 and pixels.shape[3] == 3
+        if pixels is None or not len(pixels) or not (pixels.ndim == 3 or colour):
+            raise BundleError(f"{golden.input}: needs 'pixels' (frames, rows, columns[, 3])")
+        # Of colours a byte is a share of 255; everything else is as good as float.
+        found = self.golden_output((pixels if colour else pixels.float()).numpy())
+        for name, values in found.items():
+            if name not in expected or expected[name].shape != values.shape:
+                raise BundleError(f"{golden.output}: needs {name!r} {tuple(values.shape)}")
+        if "boxes" in found:
+            least = min(label.threshold for label in self.manifest.findings)
+            difference = boxes_differ(found, expected, least)
+        else:
+            difference = _largest(found["probability"] - expected["probability"].float())
+        if UNFAMILIAR in found:
+            was = expected[UNFAMILIAR].float()
+            relative = (found[UNFAMILIAR] - was) / was.abs().clamp_min(TINY)
+            difference = _worse(difference, _largest(relative))
         if not difference <= golden.tolerance:  # a NaN is not
             raise BundleError(
                 f"{golden.output}: this machine's result differs by {difference:.3g}, "
                 f"over {golden.tolerance:.3g}"
             )
         return difference
+
+
+def boxes_differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor], least: float) -> float:
+    """The largest difference between the boxes of two answers, each with the nearest of its kind.
+
+    By nearness and not by place in the list, since rounding may exchange two of equal score. Boxes
+    under ``least`` are not missed where the other has none, but for the best of each picture.
+    """
+    worst = 0.0
+    for mine, theirs in ((one, other), (other, one)):
+        for frame, scores in enumerate(mine["scores"]):
+            counted = scores >= min(least, float(scores.max()))
+            for place in torch.nonzero(counted & ~(scores <= 0))[:, 0]:
+                same = theirs["kinds"][frame] == mine["kinds"][frame][place]
+                gaps = torch.maximum(
+                    (theirs["boxes"][frame] - mine["boxes"][frame][place]).abs().amax(1),
+                    (theirs["scores"][frame] - scores[place]).abs(),
+                )[same]
+                worst = _worse(worst, float(gaps.min()) if len(gaps) else 1.0)
+    return worst
 
 
 class Warm:
@@ -298,14 +462,12 @@ class _Task:
 
     stack: ImageStack
     where: Geometry
-    probability: NDArray[np.float32]
+    raw: Raw = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=lambda: {"prepare": 0.0, "forward": 0.0})
 
     @classmethod
     def of(cls, stack: ImageStack, manifest: Manifest) -> _Task:
-        where = geometry(stack, manifest.preprocessing)
-        shape = (len(stack.pixels), manifest.architecture.classes, *where.size)
-        return cls(stack, where, np.empty(shape, np.float32))
+        return cls(stack, geometry(stack, manifest.preprocessing))
 
 
 def _pieces(batch: Sequence[tuple[_Task, int]]) -> Iterator[tuple[_Task, slice]]:
@@ -316,6 +478,23 @@ def _pieces(batch: Sequence[tuple[_Task, int]]) -> Iterator[tuple[_Task, slice]]
             task, first = batch[start]
             yield task, slice(first, first + i - start)
             start = i
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """``(n, MOST, ...)``: each row filled up with zeros."""
+    whole = rows[0].new_zeros((len(rows), MOST, *rows[0].shape[1:]))
+    for filled, row in zip(whole, rows, strict=True):
+        filled[: len(row)] = row
+    return whole
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().max())
+
+
+def _worse(one: float, other: float) -> float:
+    """The larger; what is no number is the worst (``max`` would lose it)."""
+    return other if not other <= one else one
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -16,6 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from inference.types import Code
 
+Task = Literal["segmentation", "classification", "grading", "detection"]
+NETWORKS: dict[str, tuple[str, ...]] = {
+    "segmentation": ("unet", "deeplabv3"),
+    "classification": ("classifier",),
+    "grading": ("ordinal",),
+    "detection": ("fasterrcnn", "retinanet"),
+}
+"""Which networks do which task."""
+
 MANIFEST_NAME = "manifest.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -39,10 +48,12 @@ class Coded(_Strict):
 class Architecture(_Strict):
     """Which of our networks to build; the code is ours, the bundle only names it."""
 
-    name: Literal["unet"]
+    name: Literal["unet", "deeplabv3", "classifier", "ordinal", "fasterrcnn", "retinanet"]
     backbone: str = Field(description="a torchvision classification network, e.g. mobilenet_v2")
-    in_channels: Literal[1, 3] = 3
-    classes: int = Field(ge=1, le=256)
+    in_channels: int = Field(default=3, ge=1, le=9)
+    classes: int = Field(
+        ge=1, le=256, description="masks, classes, grades above the lowest, or kinds of object"
+    )
 
 
 class SeriesSelection(_Strict):
@@ -94,8 +105,22 @@ class InputContract(_Strict):
 class Preprocessing(_Strict):
     """From an ImageStack to the network's tensor, in this order.
 
-    orient (projections to L\\F) -> window to 0..1 -> resize -> repeat to channels -> normalise.
+    colour -> window to 0..1 -> orient (projections to L\\F) -> resize -> neighbouring slices as
+    channels, or one grey repeated -> normalise.
     """
+
+    colour: Literal["grey", "rgb"] = Field(
+        default="grey",
+        description="grey: of RGB the luminance (ITU-R BT.601); rgb: grey is repeated. RGB counts "
+        "as 0..1 before the window",
+    )
+    neighbours: int = Field(
+        default=0,
+        ge=0,
+        le=4,
+        description="2.5D: so many slices on either side become channels, in reading order; at "
+        "the ends the last slice is repeated",
+    )
 
     orient: bool = Field(default=False, description="turn projections so that rows run to L, F")
     window: tuple[float, float] | None = Field(
@@ -105,7 +130,14 @@ class Preprocessing(_Strict):
         default=None, description="the same bounds taken from each frame instead"
     )
     size: tuple[int, int] = Field(description="rows, columns of the network's input")
-    fit: Literal["stretch", "pad"] = "pad"
+    fit: Literal["stretch", "pad", "crop"] = Field(
+        default="pad", description="to the size: aspect lost, borders added, or borders cut off"
+    )
+    through: tuple[int, int] | None = Field(
+        default=None,
+        description="rows, columns that a picture is shrunk to on its way, for models that learnt "
+        "from pictures of that size: what they never saw, nobody shows them",
+    )
     mean: list[float]
     std: list[float]
 
@@ -113,6 +145,8 @@ class Preprocessing(_Strict):
     def _one_scaling(self) -> Self:
         if (self.window is None) == (self.percentiles is None):
             raise ValueError("give exactly one of window and percentiles")
+        if self.neighbours and self.colour == "rgb":
+            raise ValueError("neighbours are slices of grey images, not of colour ones")
         return self
 
 
@@ -138,11 +172,61 @@ class Label(_Strict):
     )
 
 
-class Golden(_Strict):
-    """An input with the output that these weights gave for it when they were exported."""
+class FindingLabel(_Strict):
+    """One class of a classification network, or one kind of object of a detection network.
 
-    input: str = Field(description="safetensors file with 'pixels' (frames, rows, columns)")
-    output: str = Field(description="safetensors file with 'probability' (channels, frames, r, c)")
+    A multi-label class is present from its threshold on; of exclusive classes (softmax) the most
+    probable is present. An object counts from its threshold on.
+    """
+
+    channel: int = Field(ge=0)
+    label: str = Field(max_length=64)
+    code: Coded
+    site: Coded | None = None
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    max_boxes: int = Field(default=100, ge=1, le=100, description="detection: the best so many")
+    saliency: bool = Field(
+        default=False, description="classification: show where the network looked (Grad-CAM)"
+    )
+
+
+class Grade(_Strict):
+    """One step of an ordinal scale."""
+
+    label: str = Field(max_length=64)
+    severity: Coded | None = Field(
+        default=None, description="as the report codes it; the lowest grade may have none"
+    )
+
+
+class Grading(_Strict):
+    """What an ordinal network grades, from the lowest grade to the highest.
+
+    The grade is the highest whose chance of being reached, ``P(grade >= k)``, is at least
+    ``threshold``.
+    """
+
+    label: str = Field(max_length=64)
+    code: Coded
+    site: Coded | None = None
+    grades: list[Grade] = Field(min_length=2)
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    present_from: int = Field(default=1, ge=1, description="the finding is present from this grade")
+    saliency: bool = False
+
+
+class InputCheck(_Strict):
+    """How unlike its training data an input may be (``inference.familiarity``)."""
+
+    file: str = Field(description="safetensors file with what the training data looked like")
+    threshold: float = Field(gt=0, description="a higher score is not analysed")
+
+
+class Golden(_Strict):
+    """An input with the outputs that these weights gave for it when they were exported."""
+
+    input: str = Field(description="safetensors file with 'pixels' (frames, rows, columns[, 3])")
+    output: str = Field(description="safetensors file with what Runner.golden_output gives")
     tolerance: float = 1e-3
 
 
@@ -157,16 +241,29 @@ class Manifest(_Strict):
     description: str
     intended_use: str
     research_only: bool = True
-    task: Literal["segmentation"]
+    task: Task
     architecture: Architecture
-    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    activation: Literal["sigmoid", "softmax"] = Field(
+        default="sigmoid", description="softmax: classes exclude each other"
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="calibration: logits are divided by it (Guo et al. 2017)"
+    )
+    pool: Literal["mean", "max"] = Field(
+        default="mean", description="how the frames of one stack speak together of one finding"
+    )
     precision: Literal["float16", "float32"] = "float16"
     weights: str = "weights.safetensors"
     files: dict[str, str] = Field(description="path in the bundle -> SHA-256, all but the manifest")
     select: SeriesSelection
     input: InputContract
     preprocessing: Preprocessing
-    labels: list[Label] = Field(min_length=1)
+    labels: list[Label] = Field(default=[], description="of a segmentation")
+    findings: list[FindingLabel] = Field(
+        default=[], description="of a classification or a detection"
+    )
+    grading: Grading | None = None
+    input_check: InputCheck | None = None
     batch: int = Field(default=8, ge=1, le=512, description="frames per forward pass, at most")
     hardware: Literal["any", "gpu"] = "any"
     golden: Golden
@@ -184,23 +281,56 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        for needed in (
-            self.weights,
-            "card.md",
-            "evaluation.json",
-            self.golden.input,
-            self.golden.output,
-        ):
-            if needed not in self.files:
-                raise ValueError(f"files does not list {needed!r}")
+        needed = [self.weights, "card.md", "evaluation.json"]
+        needed += [self.golden.input, self.golden.output]
+        needed += [self.input_check.file] if self.input_check else []
+        for name in needed:
+            if name not in self.files:
+                raise ValueError(f"files does not list {name!r}")
         if not self.weights.endswith(".safetensors"):
             raise ValueError("weights come as safetensors, nothing else is loaded")
-        for label in self.labels:
-            if label.channel >= self.architecture.classes:
+        return self
+
+    @model_validator(mode="after")
+    def _input_fits(self) -> Self:
+        channels, spec = self.architecture.in_channels, self.preprocessing
+        if len(spec.mean) != channels or len(spec.std) != channels:
+            raise ValueError(f"mean and std need {channels} values each")
+        if spec.neighbours and channels != 2 * spec.neighbours + 1:
+            raise ValueError(
+                f"{spec.neighbours} neighbours on either side make {2 * spec.neighbours + 1} "
+                f"channels, the network takes {channels}"
+            )
+        if spec.colour == "rgb" and channels != 3:
+            raise ValueError(f"rgb makes 3 channels, the network takes {channels}")
+        return self
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> Self:
+        if self.architecture.name not in NETWORKS[self.task]:
+            wanted = " or ".join(NETWORKS[self.task])
+            raise ValueError(f"{self.task} is done by {wanted}, not {self.architecture.name}")
+        told = {
+            "labels": bool(self.labels),
+            "findings": bool(self.findings),
+            "grading": self.grading is not None,
+        }
+        wanted_key = {"segmentation": "labels", "grading": "grading"}.get(self.task, "findings")
+        for key, there in told.items():
+            if there != (key == wanted_key):
+                said = "needs" if key == wanted_key else "has no use for"
+                raise ValueError(f"{self.task} {said} {key!r}")
+        classes = self.architecture.classes
+        channels: list[Label | FindingLabel] = [*self.labels, *self.findings]
+        for label in channels:
+            if label.channel >= classes:
                 raise ValueError(
                     f"label {label.label!r}: the network has no channel {label.channel}"
                 )
-        channels = self.architecture.in_channels
-        if len(self.preprocessing.mean) != channels or len(self.preprocessing.std) != channels:
-            raise ValueError(f"mean and std need {channels} values each")
+        if self.grading and len(self.grading.grades) != classes + 1:
+            raise ValueError(f"{classes} steps part {classes + 1} grades")
+        if self.task in ("grading", "detection") and self.activation != "sigmoid":
+            raise ValueError(f"{self.task} has no exclusive classes: activation is sigmoid")
+        if self.task == "detection" and self.temperature != 1:
+            raise ValueError("the scores of a detection are not calibrated: temperature is 1")
         return self

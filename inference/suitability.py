@@ -24,10 +24,9 @@ def check(stack: ImageStack, manifest: Manifest) -> None:
     """
     contract = manifest.input
     frames, rows, columns = stack.shape
-    title = f"{manifest.title} {manifest.version}"
 
     def refuse(why: str) -> UnsuitableInput:
-        return UnsuitableInput(f"Not analysed by {title}: {why}")
+        return _refused(manifest, why)
 
     if stack.modality not in manifest.select.modality:
         wanted = " or ".join(manifest.select.modality)
@@ -57,3 +56,26 @@ def check(stack: ImageStack, manifest: Manifest) -> None:
                 f"its pixels are {stack.spacing[0]:g} x {stack.spacing[1]:g} mm, "
                 f"the model reads {low:g} to {high:g} mm."
             )
+
+
+def check_score(score: float | None, manifest: Manifest) -> None:
+    """Pass what is like the training data, or what nobody compared with them.
+
+    Args:
+        score: of ``inference.familiarity``; None where there is none.
+        manifest: its input check holds the limit.
+
+    Raises:
+        UnsuitableInput: the score is over the limit, or no number.
+    """
+    limit = manifest.input_check
+    if score is not None and limit is not None and not score <= limit.threshold:
+        raise _refused(
+            manifest,
+            "the image is unlike those the model learnt from "
+            f"(score {score:.3g}, limit {limit.threshold:.3g}).",
+        )
+
+
+def _refused(manifest: Manifest, why: str) -> UnsuitableInput:
+    return UnsuitableInput(f"Not analysed by {manifest.title} {manifest.version}: {why}")

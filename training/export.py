@@ -1,20 +1,22 @@
-"""Owns turning learnt weights into a bundle that the service may be given; measures it again.
+"""Owns turning a run that was measured into a bundle that the service may be given.
 
 What is written is opened, run through ``inference`` and held against the training code before
-anyone is told that it is there.
+anyone is told that it is there. Refuses to measure: the figures are those of ``evaluate``, and of
+these very weights.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from inference.bundle import Bundle, write_bundle
@@ -22,168 +24,163 @@ from inference.engine import Engine, Runner
 from inference.errors import BundleError
 from inference.manifest import Manifest
 from inference.networks import build
-from inference.preprocessing import normalise
-from training.datasets import Sample, Samples, tensors
-from training.evaluate import Row, cast, measured, summary
+from inference.phantoms import chest_radiograph, ct_volume
+from inference.pixels import PROJECTIONS
+from inference.preprocessing import geometry, normalise, scaled
+from training.calibration import Decisions
+from training.drafts import FAMILIAR, GOLDEN, cast, draft, manifest_keys, weights_digest
+from training.errors import ExportRefused
+from training.page import card_table
 from training.recipe import Recipe
+from training.samples import Sample
 
-TOLERANCE = 1e-4  # between the training code's probabilities and inference's, same weights
-GOLDEN = {"input": "golden_input.safetensors", "output": "golden_output.safetensors"}
-GOLDEN_FRAMES = 2
-NOWHERE = "0" * 64
-
-
-class ExportRefused(Exception):
-    """The bundle does not do what the training code did."""
+TOLERANCE = 1e-4  # between the training code's answers and inference's, same weights
+COMPARED = 8  # samples that both answer
+GOLDEN_FRAMES, GOLDEN_ROWS = 2, 320
 
 
-def manifest_keys(recipe: Recipe) -> dict[str, Any]:
-    """The manifest without ``files``."""
-    return {**recipe.bundle.manifest(), "task": "segmentation", "golden": GOLDEN}
-
-
-def draft(recipe: Recipe) -> Manifest:
-    """A manifest whose digests are not yet known, to run weights that are not yet a bundle."""
-    names = ["weights.safetensors", "card.md", "evaluation.json", *GOLDEN.values()]
-    return Manifest.model_validate(
-        {**manifest_keys(recipe), "files": dict.fromkeys(names, NOWHERE)}
-    )
-
-
-def export(
-    recipe: Recipe,
-    learnt: dict[str, Tensor],
-    folder: Path,
-    samples: Samples,
-    *,
-    cross_validation: Sequence[Row],
-    made: Mapping[str, Any],
-) -> Bundle:
+def export(recipe: Recipe, run: Path, folder: Path, samples: Sequence[Sample]) -> Bundle:
     """Write a bundle.
 
     Args:
-        recipe: that the weights came from.
-        learnt: float32 weights.
-        folder: new or empty.
-        samples: what was learnt from, on which the two code paths are compared and of whose
-            generated pictures the golden example is made; and what was not, measured now with
-            the stored weights.
-        cross_validation: figures of the recipe, from folds cast like these weights; may be none.
-        made: versions and seeds for the evaluation file.
+        recipe: whose weights these are; may have other words than when they were learnt.
+        run: a run's folder, trained and evaluated.
+        folder: of the bundle, new or empty.
+        samples: any that a model may be shown, on which the two code paths are compared.
 
     Raises:
-        ExportRefused: probabilities through ``inference`` differ from the training code's.
+        ExportRefused: the run was not evaluated, or with other weights; the recipe has no card;
+            answers through ``inference`` differ from the training code's.
         BundleError: the folder is not empty or the recipe makes no valid manifest.
     """
+    if recipe.card is None:
+        raise ExportRefused(
+            "the recipe has no [card]: say in it which data were learnt from, under which "
+            "licences (data), and where the model must not be trusted (limits)"
+        )
+    learnt, evaluation = _measured(run)
     weights = cast(learnt, recipe.bundle.precision)
-    runner = Runner(draft(recipe), weights)
-    evaluation: dict[str, Any] = {
-        "metric": "Dice of the cleaned masks on the input's grid, 0..1",
-        "interval": "95%, bootstrap over groups (patients or volumes)",
-        "weights": f"as stored, {recipe.bundle.precision}",
-        "made": dict(made),
-        "sets": {},
+    if evaluation.get("weights_sha256") != weights_digest(weights):
+        raise ExportRefused(
+            "the evaluation is of other weights, or of another precision; run evaluate again"
+        )
+    decisions = Decisions.read(run / "decisions.json")
+    familiar = load_file(run / FAMILIAR) if decisions.input_check is not None else None
+    runner = Runner(draft(recipe, decisions), weights, familiar=familiar)
+    pixels = golden_pixels(runner.manifest)
+    files = {
+        "weights.safetensors": save({k: v.contiguous() for k, v in weights.items()}),
+        "card.md": card(recipe, evaluation).encode(),
+        "evaluation.json": (json.dumps(evaluation, indent=1) + "\n").encode(),
+        GOLDEN["input"]: save({"pixels": torch.from_numpy(pixels).half()}),
+        GOLDEN["output"]: save(runner.golden_output(pixels)),
     }
-    if cross_validation:
-        evaluation["sets"]["cross-validation of this recipe, each patient held out once"] = {
-            **summary(cross_validation),
-            "rows": [_row(row) for row in cross_validation],
-        }
-    for title, held in samples.test.items():
-        rows = measured(runner, held)
-        evaluation["sets"][title] = {**summary(rows), "rows": [_row(row) for row in rows]}
-    frame = _golden_frames(samples.learn)
-    bundle = write_bundle(
-        folder,
-        manifest_keys(recipe),
-        {
-            "weights.safetensors": save({k: v.contiguous() for k, v in weights.items()}),
-            "card.md": card(recipe, evaluation).encode(),
-            "evaluation.json": (json.dumps(evaluation, indent=1) + "\n").encode(),
-            GOLDEN["input"]: save({"pixels": frame}),
-            GOLDEN["output"]: save({"probability": runner.golden_output(frame.float().numpy())}),
-        },
-    )
+    if familiar is not None:
+        files[FAMILIAR] = save(familiar)
+    bundle = write_bundle(folder, manifest_keys(recipe, decisions), files)
     try:
-        _check(recipe, weights, bundle, samples)
+        engine = Engine(bundle)
+        engine.check_golden()
+        difference = disagreement(recipe, weights, engine, samples[:COMPARED])
+        if not difference <= TOLERANCE:  # a NaN is not
+            raise ExportRefused(
+                f"answers differ by {difference:.3g} between training and inference, over "
+                f"{TOLERANCE:g}"
+            )
     except (ExportRefused, BundleError):
         shutil.rmtree(folder)  # new or empty before; what was refused must not be found
         raise
     return bundle
 
 
-def _check(recipe: Recipe, weights: dict[str, Tensor], bundle: Bundle, samples: Samples) -> None:
-    engine = Engine(bundle)
-    engine.check_golden()
-    difference = disagreement(recipe, weights, engine, samples.learn)
-    if not difference <= TOLERANCE:
-        raise ExportRefused(
-            f"probabilities differ by {difference:.3g} between training and inference, "
-            f"over {TOLERANCE:g}"
-        )
+def _measured(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A run's weights and evaluation.
+
+    Raises:
+        ExportRefused: it has not got so far.
+    """
+    for name, command in (("weights.safetensors", "train"), ("evaluation.json", "evaluate")):
+        if not (run / name).is_file():
+            raise ExportRefused(f"{run.name} holds no {name}; run {command} first")
+    return load_file(run / "weights.safetensors"), json.loads((run / "evaluation.json").read_text())
 
 
+@torch.no_grad()
 def disagreement(
     recipe: Recipe, weights: dict[str, Tensor], engine: Engine, samples: Sequence[Sample]
 ) -> float:
-    """Largest difference of probabilities, training's own forward pass against the engine's."""
+    """Largest difference of any answer, training's own forward pass against the engine's.
+
+    Probabilities and scores as they are, boxes as shares of the network's input.
+    """
     network = build(recipe.bundle.architecture)
     network.load_state_dict(weights)
     network = network.float().eval()
+    spec, task = recipe.bundle.preprocessing, recipe.bundle.task
     worst = 0.0
-    for sample in samples[:8]:
-        images, _ = tensors([sample], recipe.bundle.preprocessing)
-        with torch.no_grad():
-            logits = network(normalise(images, recipe.bundle.preprocessing))
-        ours = logits.sigmoid() if recipe.bundle.activation == "sigmoid" else logits.softmax(1)
-        x, _ = engine.prepared(sample.stack)
-        for i in range(0, len(x), engine.batch):
-            part = slice(i, i + engine.batch)
-            theirs = engine.probabilities(x[part]).cpu()
-            worst = max(worst, float((ours[part] - theirs).abs().max()))
+    for sample in samples:
+        stack = sample.read()
+        x = normalise(geometry(stack, spec).forward(scaled(stack, spec)), spec)
+        (theirs,) = engine.raw([stack])
+        for i, frame in enumerate(x):
+            ours = network(frame[None])
+            if task == "detection":
+                worst = max(worst, _apart(ours[0], {k: v[i] for k, v in theirs.items()}, spec.size))
+                continue
+            logits = ours / engine.manifest.temperature
+            softmax = task == "classification" and recipe.bundle.activation == "softmax"
+            softmax = softmax or (task == "segmentation" and recipe.bundle.activation == "softmax")
+            told = (logits.softmax(1) if softmax else logits.sigmoid())[0].numpy()
+            worst = max(worst, float(np.abs(told - theirs["probability"][i]).max()))
     return worst
 
 
-def _golden_frames(samples: Sequence[Sample]) -> Tensor:
-    """Frames of the last generated sample, in values that float16 holds exactly."""
-    stack = [sample.stack for sample in samples if sample.generated][-1]
-    chosen = np.linspace(0, len(stack.pixels) - 1, GOLDEN_FRAMES).round().astype(int)
-    frames = np.asarray(stack.pixels[np.unique(chosen)], np.float32)
-    return torch.from_numpy(frames).half()
+def _apart(
+    ours: dict[str, Tensor], theirs: dict[str, NDArray[Any]], size: tuple[int, int]
+) -> float:
+    """Of two detections of one frame; 1 where one sees another number of objects."""
+    count = int((theirs["scores"] > 0).sum())
+    if count != len(ours["scores"]):
+        return 1.0
+    if not count:
+        return 0.0
+    order = ours["scores"].argsort(descending=True, stable=True)
+    scores = np.abs(ours["scores"][order].numpy() - theirs["scores"][:count]).max()
+    boxes = np.abs(ours["boxes"][order].numpy() - theirs["boxes"][:count]).max() / max(size)
+    return float(max(scores, boxes))
 
 
-def card(recipe: Recipe, evaluation: Mapping[str, Any]) -> str:
+def golden_pixels(manifest: Manifest) -> NDArray[np.float32]:
+    """Generated frames ``(frames, rows, columns)`` in values that float16 holds exactly.
+
+    A golden example shows that a machine computes what was exported, so it need not be a patient,
+    and is none: a drawn chest for radiographs, drawn slices for CT, smooth noise for all else.
+    """
+    if manifest.input.unit == "[hnsf'U]":
+        volume, _ = ct_volume(1, GOLDEN_FRAMES, GOLDEN_ROWS, "chest")
+        found = volume.astype(np.float32)
+    elif set(manifest.select.modality) <= PROJECTIONS:
+        found = chest_radiograph(1, (GOLDEN_ROWS, GOLDEN_ROWS))[0][None]
+    else:
+        noise = torch.rand(1, GOLDEN_FRAMES, 12, 12, generator=torch.Generator().manual_seed(1))
+        size = (GOLDEN_ROWS, GOLDEN_ROWS)
+        found = torch.nn.functional.interpolate(noise, size, mode="bicubic")[0].clamp(0, 1).numpy()
+    return found.astype(np.float16).astype(np.float32)
+
+
+def card(recipe: Recipe, evaluation: dict[str, Any]) -> str:
     """The model card, in Markdown."""
     bundle = recipe.bundle
+    assert recipe.card is not None  # noqa: S101  # export refuses before
+    rows, columns = bundle.preprocessing.size
     parts = [
         f"# {bundle.title} ({bundle.name} {bundle.version})",
         f"{bundle.description}\n\n**Research use, not for diagnosis.** {bundle.intended_use}",
         f"## Data and licences\n{recipe.card.data.strip()}",
-        "## Quality\n" + _quality(evaluation),
+        f"## Quality\n{card_table(evaluation)}",
         f"## Limits\n{recipe.card.limits.strip()}",
-        "## Network\n"
-        f"U-Net on {bundle.architecture.backbone}, {bundle.preprocessing.size[0]} x "
-        f"{bundle.preprocessing.size[1]} pixels, weights in {bundle.precision}, made by the "
-        f"recipe `{bundle.name}.toml`; per-sample figures are in `evaluation.json`.",
+        f"## Network\n{bundle.architecture.name} on {bundle.architecture.backbone}, {rows} x "
+        f"{columns} pixels, weights in {bundle.precision}, made by the recipe "
+        f"`{bundle.name}.toml`. The figures of every sample are in `evaluation.json`.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _quality(evaluation: Mapping[str, Any]) -> str:
-    lines = ["Dice, mean over samples with its 95% interval (bootstrap over patients or volumes)."]
-    for title, found in evaluation["sets"].items():
-        heading = title[:1].upper() + title[1:]
-        lines.append(f"\n{heading}: {found['samples']} samples of {found['groups']} groups.\n")
-        lines.append("| | mean | 95% interval | worst |\n|---|---|---|---|")
-        for label, figures in found["dice"].items():
-            low, high = figures["interval_95"]
-            interval = f"{low:.3f} to {high:.3f}" if found["groups"] > 1 else "one group"
-            lines.append(
-                f"| {label} | {figures['mean']:.3f} | {interval} | {figures['worst']:.3f} |"
-            )
-    return "\n".join(lines)
-
-
-def _row(row: Row) -> dict[str, Any]:
-    figures = {label: round(value, 4) for label, value in row.dice.items()}
-    return {"name": row.name, "licence": row.licence, "fold": row.fold, "dice": figures}

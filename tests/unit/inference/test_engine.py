@@ -41,7 +41,7 @@ def altered(bundle, folder, files):
 def count_batches(engine, limit=None):
     """The sizes of the batches that the engine runs; over ``limit`` the device is full."""
     sizes = []
-    run = engine.probabilities
+    run = engine.answer
 
     def counted(x):
         sizes.append(len(x))
@@ -49,7 +49,7 @@ def count_batches(engine, limit=None):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return run(x)
 
-    engine.probabilities = counted
+    engine.answer = counted
     return sizes
 
 
@@ -141,7 +141,7 @@ def test_another_error_of_the_network_is_not_taken_for_a_full_device(bundle):
     def broken(x):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    engine.probabilities = broken
+    engine.answer = broken
     with pytest.raises(RuntimeError, match="mat1"):
         engine.predict(pictures(1))
 

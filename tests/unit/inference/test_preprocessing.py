@@ -136,3 +136,132 @@ def test_the_stack_is_not_altered():
     before = pixels.copy()
     prepare(radiograph(pixels), spec())
     assert np.array_equal(pixels, before)
+
+
+def test_what_is_cut_off_comes_back_as_nothing():
+    stack = radiograph(np.arange(40 * 80, dtype=np.float32).reshape(40, 80) / 3200)
+    cut = spec(size=(40, 40), fit="crop")
+    x, where = prepare(stack, cut)
+    assert where.content == (40, 80)
+    assert x.shape[-2:] == (40, 40)
+    torch.testing.assert_close(x, scaled(stack, cut)[..., 20:60])
+    back = where.back(torch.ones(1, 1, 40, 40))
+    assert back.shape[-2:] == (40, 80)
+    assert back[..., 20:60].all()
+    assert not back[..., :20].any()
+    assert not back[..., 60:].any()
+    boxes = np.array([[25.0, 3.0, 50.0, 30.0]])
+    np.testing.assert_allclose(where.boxes_back(where.boxes_forward(boxes)), boxes)
+    np.testing.assert_allclose(where.boxes_forward(boxes), [[5.0, 3.0, 30.0, 30.0]])
+
+
+def test_a_picture_that_goes_through_a_smaller_one_keeps_no_finer_detail():
+    fine = (np.indices((112, 112)).sum(0) % 2).astype(np.float32)
+    x, where = prepare(radiograph(fine), spec(size=(112, 112), fit="crop", through=(28, 28)))
+    assert where.via == (28, 28)
+    assert float(x.std()) < 0.1 < float(fine.std())
+
+
+def test_a_picture_of_that_very_size_goes_through_unchanged():
+    picture = radiograph(np.random.default_rng(0).random((28, 28)).astype(np.float32))
+    x, _ = prepare(picture, spec(size=(112, 112), fit="crop"))
+    through, _ = prepare(picture, spec(size=(112, 112), fit="crop", through=(28, 28)))
+    assert torch.equal(x, through)
+
+
+def volume(count):
+    """Slices that are recognised by their value: 0, 0.1, 0.2 ..."""
+    return ct(np.stack([np.full((4, 4), i / 10, np.float32) for i in range(count)]))
+
+
+NEIGHBOURS = {"neighbours": 1, "mean": [0.0] * 3, "std": [1.0] * 3}
+
+
+def test_neighbours_become_channels_in_reading_order_and_the_ends_repeat():
+    x = scaled(volume(4), spec(**NEIGHBOURS))
+    assert x.shape == (4, 3, 4, 4)
+    expected = [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
+    torch.testing.assert_close(x[:, :, 0, 0] * 10, torch.tensor(expected).float())
+
+
+def test_two_neighbours_on_either_side_reach_over_the_end_of_a_short_volume():
+    x = scaled(volume(2), spec(neighbours=2, mean=[0.0] * 5, std=[1.0] * 5))
+    expected = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]).float()
+    torch.testing.assert_close(x[:, :, 0, 0] * 10, expected)
+
+
+@pytest.mark.parametrize("how", [{"window": (0, 1)}, {"window": None, "percentiles": (5, 95)}])
+def test_slices_taken_a_few_at_a_time_have_the_neighbours_they_have_among_all(how):
+    rng = np.random.default_rng(0)
+    stack = ct(rng.random((7, 30, 20), np.float32))
+    wanted = spec(**NEIGHBOURS, **how)
+    whole, _ = prepare(stack, wanted)
+    parts = [prepare(stack, wanted, slice(i, i + 3))[0] for i in range(0, 7, 3)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert prepare(stack, wanted, slice(7, 9))[0].shape[0] == 0
+
+
+def rgb(*colours, dtype=np.uint8):
+    """One picture of one row of pixels."""
+    return radiograph(np.array([colours], dtype=dtype))
+
+
+def test_a_colour_pictures_grey_is_its_luminance():
+    x = scaled(rgb((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)), spec())
+    torch.testing.assert_close(x[0, 0, 0], torch.tensor([0.299, 0.587, 0.114, 1.0]))
+
+
+def test_a_colour_model_sees_colours_in_their_order():
+    colour = spec(colour="rgb", mean=[0.0] * 3, std=[1.0] * 3)
+    x = scaled(rgb((255, 51, 0), (0, 102, 255)), colour)
+    assert x.shape == (1, 3, 1, 2)
+    torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([1, 0.2, 0]))
+    same = scaled(rgb((1, 0.2, 0), (0, 0.4, 1), dtype=np.float32), colour)
+    torch.testing.assert_close(same, x)
+
+
+def test_a_colour_model_sees_a_grey_picture_three_times():
+    colour = spec(colour="rgb", mean=[0.0] * 3, std=[1.0] * 3)
+    x = scaled(radiograph(np.array([[0.1, 0.9]], np.float32)), colour)
+    assert x.shape == (1, 3, 1, 2)
+    assert torch.equal(x[:, 0], x[:, 1]) and torch.equal(x[:, 0], x[:, 2])
+
+
+def test_colours_keep_their_balance_under_percentiles():
+    picture = np.zeros((10, 10, 3), np.uint8)
+    picture[..., 0], picture[..., 1] = 200, 100
+    how = spec(colour="rgb", window=None, percentiles=(0, 100), mean=[0.0] * 3, std=[1.0] * 3)
+    x = scaled(radiograph(picture), how)
+    torch.testing.assert_close(x[0, :, 5, 5], torch.tensor([1, 0.5, 0]))
+
+
+def test_colour_pixels_that_are_not_valid_become_0():
+    valid = np.array([[[True, False]]])
+    stack = rgb((255, 255, 255), (255, 255, 255))
+    for how in (spec(), spec(colour="rgb", mean=[0.0] * 3, std=[1.0] * 3)):
+        x = scaled(ct(stack.pixels, valid=valid), how)
+        assert x[0, :, 0, 0].min() == 1
+        assert x[0, :, 0, 1].max() == 0
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_box_goes_where_its_pixels_go_and_comes_back(orientation, fit):
+    pixels = np.zeros((80, 120), np.float32)
+    pixels[10:30, 20:90] = 1
+    turned = np.ascontiguousarray(TURNS[orientation](pixels))
+    rows, columns = np.nonzero(turned)
+    box = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], float)
+    stack = radiograph(turned, patient_orientation=orientation)
+    x, where = prepare(stack, spec(orient=True, fit=fit, size=(160, 160)))
+    found = where.boxes_forward(box)
+    rows, columns = np.nonzero(x[0, 0].numpy() > 0.5)
+    seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_allclose(found[0], seen, atol=1)
+    np.testing.assert_allclose(where.boxes_back(found), box, atol=1e-9)
+
+
+def test_no_boxes_are_none_there_and_back():
+    where = geometry(radiograph(corner()), spec())
+    assert where.boxes_forward(np.zeros((0, 4))).shape == (0, 4)
+    assert where.boxes_back(np.zeros((0, 4))).shape == (0, 4)

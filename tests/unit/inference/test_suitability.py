@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from inference.errors import UnsuitableInput
-from inference.manifest import Manifest
-from inference.suitability import check
+from inference.manifest import InputCheck, Manifest
+from inference.suitability import check, check_score
 from tests.bundles import tiny_manifest
 from tests.stacks import ct, radiograph
 
@@ -53,3 +53,20 @@ def test_each_broken_clause_is_told_in_a_sentence(stack, contract, words):
 
 def test_an_image_without_spacing_is_not_refused_for_its_spacing():
     check(radiograph(GOOD), manifest(spacing_mm=(0.1, 1)))
+
+
+def test_an_image_unlike_the_training_data_is_refused_with_score_and_limit():
+    limited = manifest().model_copy(
+        update={"input_check": InputCheck(file="check.safetensors", threshold=1.5)}
+    )
+    with pytest.raises(UnsuitableInput) as refused:
+        check_score(2.25, limited)
+    assert refused.value.reason == (
+        f"Not analysed by {limited.title} {limited.version}: the image is unlike those the model "
+        "learnt from (score 2.25, limit 1.5)."
+    )
+    with pytest.raises(UnsuitableInput):
+        check_score(float("nan"), limited)
+    check_score(1.5, limited)
+    check_score(None, limited)
+    check_score(9.0, manifest())

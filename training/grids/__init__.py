@@ -1,0 +1,1 @@
+"""Grids of `dicom-node claims`, with the recipes that only they use."""
