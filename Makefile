@@ -37,6 +37,7 @@ figures: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.ingest
 	$(BIN)/python -m tests.benchmarks.whole_way
 	$(BIN)/python -m tests.benchmarks.segmentation
+	$(BIN)/python -m tests.benchmarks.training
 
 services:
 	@sh tests/install-services.sh

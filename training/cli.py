@@ -9,6 +9,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -296,7 +297,8 @@ class _Bars:
         if step.stage == "prepare":
             self.looking(f"{run}: reading, {step.part}", step.done, step.total)
             return
-        measures = ", ".join(f"{name} {value:.4f}" for name, value in step.measures.items())
+        told = {name: value for name, value in step.measures.items() if not isnan(value)}
+        measures = ", ".join(f"{name} {value:.4f}" for name, value in told.items())
         if step.stage == "learn":
             share = (step.epoch - 1 + step.done / step.total) if step.total else 0
             self._show(f"{run}: epochs", share, step.epochs, f"loss {step.loss:.4f}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks import ingest, segmentation, whole_way
+from tests.benchmarks import ingest, segmentation, training, whole_way
 
 
 def rows(printed: str) -> list[list[str]]:
@@ -27,6 +27,13 @@ def test_a_segmentation_is_measured_in_every_form(capsys: pytest.CaptureFixture[
     told = rows(capsys.readouterr().out)
     assert {row[0] for row in told} == set(segmentation.FORMS)
     assert all(float(row[2]) > 0 for row in told)
+
+
+def test_training_is_held_against_the_bare_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--sizes", "64", "--batch", "4", "--steps", "2", "--repeat", "1"]
+    assert training.main(["--backbones", "squeezenet1_1", *few]) == 0
+    (row,) = rows(capsys.readouterr().out)
+    assert row[0] == "squeezenet1_1"
 
 
 @pytest.mark.slow
