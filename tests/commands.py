@@ -23,9 +23,8 @@ def find(words: Sequence[str]) -> tuple[Any, list[str]]:
     """
     left = list(words)
     command: Any = typer.main.get_command(app)
-    if left[:1] == ["training"]:  # added by its entry point, only when it is asked for
-        command = typer.main.get_command(training)
-        del left[0]
+    taught = typer.main.get_command(training)  # added by its entry point, when the command runs
+    command.commands |= vars(taught)["commands"]
     while hasattr(command, "commands"):
         while left and left[0].startswith("-"):  # --config FILE of the command itself
             del left[: 2 if left[0] in ("--config", "-c") else 1]

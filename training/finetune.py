@@ -6,12 +6,11 @@ checkpoint holds all else. On a GPU a few of torch's kernels know no fixed order
 of bilinear enlarging, RoIAlign); there runs agree up to rounding.
 
 After each epoch the averaged weights are judged on validation samples: by their loss, and in
-detection, whose networks tell a loss only while they learn, by the average precision at an overlap
-of a half. The best epoch's weights are what is learnt.
+detection, whose networks tell a loss only while they learn, by the mean average precision. The
+best epoch's weights are what is learnt.
 
 With several processes (torchrun) each takes every n-th sample of a batch, and gradients are
-averaged. Batch normalisation and soft Dice then see a
-process's share, not the whole batch.
+averaged. Batch normalisation and soft Dice then see a process's share, not the whole batch.
 """
 
 from __future__ import annotations

@@ -304,7 +304,7 @@ def learning_curve(rows: Sequence[Mapping[str, str]]) -> bytes | None:
     """Losses above, all else that was measured below, by epoch; ``rows`` as in ``metrics.csv``."""
     names = [name for name in (rows[0] if rows else {}) if name != "epoch"]
     series = {name: _numbers([row.get(name, "") for row in rows]) for name in names}
-    series = {n: v for n, v in series.items() if np.isfinite(v).any() and not _speed(n)}
+    series = {n: v for n, v in series.items() if np.isfinite(v).any() and not _how(n)}
     losses = [name for name in series if "loss" in name]
     others = [name for name in series if name not in losses]
     if not losses:
@@ -325,8 +325,9 @@ def learning_curve(rows: Sequence[Mapping[str, str]]) -> bytes | None:
     return _png(figure)
 
 
-def _speed(name: str) -> bool:
-    return any(word in name for word in ("second", "rate", "time", "lr"))
+def _how(name: str) -> bool:
+    """Whether it tells of the way rather than of the outcome."""
+    return any(word in name for word in ("second", "rate", "stages"))
 
 
 def _numbers(values: Sequence[str]) -> NDArray[np.float64]:

@@ -82,7 +82,7 @@ def test_detection_learns_and_is_judged_by_its_precision(tmp_path, network):
     taught(tmp_path / "r", plan, count=4, val=2)
     rows = metrics(tmp_path / "r")
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
-    assert all(0 <= float(row["ap50"]) <= 1 for row in rows)
+    assert all(0 <= float(row["map"]) <= 1 for row in rows)
 
 
 def test_what_it_learnt_it_knows(tmp_path):

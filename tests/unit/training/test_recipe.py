@@ -50,8 +50,8 @@ def broken(tmp_path: Path, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("epochs = 30", "epoch = 30", "training.epoch: no such key, did you mean 'epochs'?"),
-        ("epochs = 30", 'epochs = "many"', "training.epochs: "),
+        ("epochs = 20", "epoch = 30", "training.epoch: no such key, did you mean 'epochs'?"),
+        ("epochs = 20", 'epochs = "many"', "training.epochs: "),
         ('kind = "busi"', 'kind = "bussi"', "data: "),
         ("licences =", "licenses =", "data.licenses: no such key, did you mean 'licences'?"),
         ("validation =", "valdation =", "split.valdation: no such key, did you mean 'validation'"),
