@@ -93,11 +93,11 @@ def grade(reached: NDArray[np.float64], threshold: float) -> int:
 
 
 def _graded(reached: NDArray[np.float64], grading: Grading) -> Finding:
-    """The grade stands in the label, since a report shows that everywhere, its code beside it."""
+    """The label is the scale's: beside a grade's name the chance would be taken for its own."""
     found = grade(reached, grading.threshold)
     step = grading.grades[found]
     return Finding(
-        label=f"{grading.label} ({step.label})",
+        label=grading.label,
         code=grading.code.code(),
         present=found >= grading.present_from,
         probability=float(reached[grading.present_from - 1]),

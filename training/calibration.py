@@ -22,7 +22,7 @@ TEMPERATURES = (0.2, 10.0)
 """Beyond it, few validation samples that are all right or all wrong speak, not calibration."""
 EDGE = 1e-4  # a manifest's threshold lies within 0 and 1
 OVER_TRAINING = 1.05  # the limit is at least so many times what training data reach
-UNSEEN = 1.5  # and so many times, where no data that were not learnt from can tell
+UNSEEN = 1.5  # times what is over 1, the usual, where hardly any sample can tell
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,7 @@ def _chosen(
 # --- inputs unlike the training data -----------------------------------------------------------
 
 
-def limit(
-    training: NDArray[Any], validation: NDArray[Any], accepted: float, *, seen: bool = False
-) -> float:
+def limit(training: NDArray[Any], validation: NDArray[Any], accepted: float) -> float:
     """The score that an input may have.
 
     The quantile ``accepted`` of scores of data that were not learnt from. Where they are too few
@@ -187,7 +185,6 @@ def limit(
         training: scores of what was learnt from.
         validation: scores of data like those that the model is for.
         accepted: share of them that shall pass.
-        seen: the network learnt from ``validation`` too: a wider margin.
     """
     scores = np.asarray(validation, float)
     rank = int(np.ceil((len(scores) + 1) * accepted))
@@ -196,11 +193,11 @@ def limit(
     else:
         found = max(float(scores.max()), _predicted(scores, accepted))
     floor = OVER_TRAINING * float(np.quantile(training, accepted)) if len(training) else 0.0
-    return float(f"{max(found * (UNSEEN if seen else 1), floor, TINY):.6g}")
+    return float(f"{max(found, floor, TINY):.6g}")
 
 
 def _predicted(scores: Floats, accepted: float) -> float:
     if len(scores) < 3:
-        return UNSEEN * float(scores.max())
+        return 1 + UNSEEN * float(scores.max() - 1)
     spread = scores.std(ddof=1) * np.sqrt(1 + 1 / len(scores))
     return float(scores.mean() + stats.t.ppf(accepted, len(scores) - 1) * spread)

@@ -30,7 +30,7 @@ from training.recipe import read
 from training.samples import Sample
 
 RECIPES = Path(steps.__file__).parent / "recipes"
-SHOWN = 12
+SHOWN = 24
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_breast_ultrasound_is_put_into_its_category(
         (present,) = (finding.label for finding in prediction.findings if finding.present)
         assert sample.truth.classes is not None
         right.append(present == names[int(np.argmax(sample.truth.classes))])
-    assert share(right) > 0.7
+    assert share(right) > 0.6  # one in three by chance
     reports = sent(tmp_path, "SR")
     assert len(reports) == len(found)
     assert all(set(names) <= said(report) for report in reports if "Normal" in said(report))
@@ -138,7 +138,7 @@ def test_pneumonia_is_told_on_childrens_radiographs(
         prediction.findings[0].present == bool(sample.truth.classes and sample.truth.classes[-1])
         for sample, prediction in analysed(found)
     ]
-    assert share(right) > 0.7
+    assert share(right) > 0.7  # one in two by chance
     assert len(sent(tmp_path, "SR")) == len(found)
 
 

@@ -112,7 +112,7 @@ def test_the_grade_is_the_highest_whose_chance_is_at_the_threshold(reached, thre
 def test_a_grade_reaches_the_reader_by_name_number_code_and_chance():
     spec = manifest("grading", grading=grading())
     (found,), (note,) = told(chances([0.9, 0.6]), spec)
-    assert found.label == "Breast lesion (Malignant)"
+    assert found.label == "Breast lesion"
     assert (found.present, found.score, found.severity.value) == (True, 2.0, "21594007")
     assert found.probability == pytest.approx(0.9)
     assert note == (
@@ -123,14 +123,14 @@ def test_a_grade_reaches_the_reader_by_name_number_code_and_chance():
 
 def test_the_lowest_grade_is_told_and_nothing_is_present():
     (found,), _ = told(chances([0.2, 0.1]), manifest("grading", grading=grading()))
-    assert (found.label, found.present, found.score) == ("Breast lesion (Normal)", False, 0.0)
+    assert (found.label, found.present, found.score) == ("Breast lesion", False, 0.0)
     assert found.severity is None
 
 
 def test_a_finding_is_present_from_the_grade_that_the_manifest_says():
     spec = manifest("grading", grading=grading(present_from=2))
     (benign,), _ = told(chances([0.9, 0.3]), spec)
-    assert (benign.present, benign.label) == (False, "Breast lesion (Benign)")
+    assert (benign.present, benign.label) == (False, "Breast lesion")
     assert benign.probability == pytest.approx(0.3)
 
 

@@ -172,13 +172,6 @@ def test_the_limit_lies_over_the_training_data():
     assert limit(np.full(50, 2.0), np.full(200, 1.0), 0.99) == pytest.approx(2.1)
 
 
-def test_data_that_were_learnt_from_widen_the_margin():
-    scores = np.linspace(0.5, 1.5, 200)
-    assert limit(scores, scores, 0.9, seen=True) == pytest.approx(
-        1.5 * limit(scores / 10, scores, 0.9), rel=1e-4
-    )
-
-
 def test_decisions_come_back_from_their_file(tmp_path):
     written = Decisions(1.3, {"Pneumonia": 0.4}, 2.5, {"temperature": "so"})
     written.write(tmp_path / "decisions.json")
