@@ -17,8 +17,8 @@ view: $(VENV)/.installed-dev services
 	@$(BIN)/python -m tests.viewer.view $(if $(STUDY),"$(STUDY)")
 
 # These measure no time and share no server, so two run side by side; the rest must not be hurried.
-SIDE_BY_SIDE := tests/unit $(addprefix tests/acceptance/test_,judges.py foreign_objects.py \
-	same_bytes.py viewer.py)
+SIDE_BY_SIDE := tests/unit tests/integration/test_taught.py $(addprefix \
+	tests/acceptance/test_,judges.py foreign_objects.py same_bytes.py shipped_models.py viewer.py)
 
 test: $(VENV)/.installed-dev services lint
 	$(BIN)/pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)

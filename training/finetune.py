@@ -200,12 +200,15 @@ def settled() -> Iterator[None]:
     cudnn.benchmark, cudnn.deterministic = False, True
     torch.use_deterministic_algorithms(True, warn_only=True)
     kernels.fill_uninitialized_memory = False  # costs time, finds bugs only
+    # Gradients of boxes that are surely background are so small that processors trip over them.
+    torch.set_flush_denormal(True)
     try:
         yield
     finally:
         cudnn.benchmark, cudnn.deterministic = before[:2]
         torch.use_deterministic_algorithms(before[2], warn_only=only_warns)
         kernels.fill_uninitialized_memory = filled
+        torch.set_flush_denormal(False)
 
 
 @dataclass

@@ -99,11 +99,9 @@ def test_the_rule_of_youden_parts_best():
 
 def quality(rule, y, score, at):
     positive = score >= at
-    return {
-        "youden": sk.recall_score(y, positive) + sk.recall_score(y, positive, pos_label=0),
-        "accuracy": sk.accuracy_score(y, positive),
-        "f1": sk.f1_score(y, positive),
-    }[rule]
+    if rule == "youden":
+        return sk.recall_score(y, positive) + sk.recall_score(y, positive, pos_label=0)
+    return {"accuracy": sk.accuracy_score, "f1": sk.f1_score}[rule](y, positive)
 
 
 @pytest.mark.parametrize("rule", ["youden", "accuracy", "f1"])
@@ -112,7 +110,7 @@ def test_no_other_threshold_is_better_by_its_rule(rule):
     y = rng.integers(0, 2, 70)
     score = np.clip(0.2 * y + rng.uniform(0, 0.8, 70), 0, 1).round(2)
     found = threshold(rule, y, score, 0.5)
-    best = max(quality(rule, y, score, at) for at in np.linspace(0.001, 0.999, 999))
+    best = max(quality(rule, y, score, at) for at in np.linspace(0.005, 0.995, 100))
     assert quality(rule, y, score, found) == pytest.approx(best)
 
 
