@@ -375,22 +375,27 @@ def familiarise(
 ) -> tuple[dict[str, Tensor], float, dict[str, str]]:
     """What the training data looked like, the score that an input may have, and how it was chosen.
 
-    Generated samples are no measure of what comes, and are left out where there are others.
+    Generated samples belong to what was learnt from, but are no measure of what comes: the limit is
+    found without them where there are others.
     """
     accepted = recipe.evaluation.accepted
-    learnt = [sample for sample in train if not sample.generated] or list(train)
-    features, frames = _features(runner, learnt, "what training data look like", report)
-    familiar = check.fit(torch.from_numpy(features))
+    drawn = [sample for sample in train if sample.generated]
+    real = [sample for sample in train if not sample.generated]
+    if not real:
+        drawn, real = real, drawn
+    features, frames = _features(runner, real, "what training data look like", report)
+    more, _ = _features(runner, drawn, "what generated data look like", report)
+    familiar = check.fit(torch.from_numpy(np.concatenate([features, more])))
     scores = _by_sample(features, frames, familiar)
     if val:
         theirs, counts = _features(runner, val, "what validation data look like", report)
         highest = limit(scores, _by_sample(theirs, counts, familiar), accepted)
         how = f"{accepted:.1%} of data like the {len(val)} validation samples shall pass"
     else:
-        crossed = _crossed(features, frames, [sample.group for sample in learnt])
+        crossed = _crossed(features, frames, [sample.group for sample in real], more)
         highest = limit(scores, crossed, accepted)
         how = (
-            f"{accepted:.1%} of data like the {len(learnt)} training samples shall pass; each was "
+            f"{accepted:.1%} of data like the {len(real)} training samples shall pass; each was "
             "scored by what others look like"
         )
     return familiar, highest, {"input check": how}
@@ -405,7 +410,8 @@ def _features(
         found.append(runner.features(stacks))
         frames += [len(stack.pixels) for stack in stacks]
         report(title, len(frames), len(samples))
-    return np.concatenate(found), frames
+    empty = runner.features([])
+    return np.concatenate([empty, *found]), frames
 
 
 def _by_sample(
@@ -414,8 +420,13 @@ def _by_sample(
     return outcomes.of_stacks(outcomes.scored(features, familiar), frames)
 
 
-def _crossed(features: NDArray[np.float32], frames: Sequence[int], groups: Sequence[str]) -> Floats:
-    """Each sample's score by what other groups look like, a tenth at a time left out."""
+def _crossed(
+    features: NDArray[np.float32],
+    frames: Sequence[int],
+    groups: Sequence[str],
+    more: NDArray[np.float32],
+) -> Floats:
+    """Each sample's score by what other groups, and ``more``, look like; a tenth at a time."""
     _, index = np.unique(groups, return_inverse=True)
     part = index % CROSSED
     of_frame = np.repeat(part, frames)
@@ -423,7 +434,8 @@ def _crossed(features: NDArray[np.float32], frames: Sequence[int], groups: Seque
         return _by_sample(features, frames, check.fit(torch.from_numpy(features)))
     scores = np.zeros(len(frames))
     for left in sorted(set(part)):
-        familiar = check.fit(torch.from_numpy(features[of_frame != left]))
+        others = np.concatenate([features[of_frame != left], more])
         mine = np.asarray(frames)[part == left].tolist()
+        familiar = check.fit(torch.from_numpy(others))
         scores[part == left] = _by_sample(features[of_frame == left], mine, familiar)
     return scores
