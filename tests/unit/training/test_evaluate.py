@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -182,16 +183,24 @@ def test_an_input_check_can_be_left_out(tmp_path):
     assert all(one.unlike is None and not one.refused for one in found.outcomes)
 
 
-def test_drawn_pictures_are_no_measure_of_what_comes():
+def test_drawn_pictures_that_were_learnt_from_become_familiar():
     plan = recipe("classification")
     learnt, given = weights(plan), parts("classification")
     drawn = [
-        replace(s, name=f"drawn {s.name}", generated=True)
-        for s in learning.samples("classification", 6, start=500)
+        replace(s, name=f"drawn {s.name}", generated=True, read=partial(inverted, s))
+        for s in learning.samples("classification", 12, start=500)
     ]
-    with_them = judge(plan, learnt, {**given, "train": [*given["train"], *drawn]}, {})
-    without = judge(plan, learnt, given, {})
-    assert with_them.decisions == without.decisions
+
+    def unlike(train):
+        judged = judge(plan, learnt, {**given, "train": train}, {"drawn": drawn})
+        return np.median([one.unlike for one in judged.outcomes if one.set == "drawn"])
+
+    assert unlike([*given["train"], *drawn]) < unlike(given["train"])
+
+
+def inverted(sample):
+    stack = sample.read()
+    return replace(stack, pixels=1 - stack.pixels)
 
 
 def test_the_failures_are_the_wrong_ones(tmp_path):
