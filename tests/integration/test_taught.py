@@ -111,7 +111,9 @@ def test_neighbouring_slices_are_learnt_from_and_served(
 
 
 def test_a_taught_bundle_passes_the_checks_of_models_add(sqlite_node: Node, tmp_path: Path) -> None:
-    bundle = taught(tmp_path, Recipe.model_validate(keys("grading")), "grading")
+    plan = keys("grading")
+    plan["evaluation"]["input_check"] = False  # as above: rounding decides how unlike a picture is
+    bundle = taught(tmp_path, Recipe.model_validate(plan), "grading")
     told = add_model(sqlite_node, bundle.path)
     assert told["digest"] == bundle.digest
     assert told["golden_difference"] < 1e-3
