@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from inference import familiarity, findings, measure, postprocessing, saliency, suitability
 from inference.bundle import Bundle, load_tensors, load_weights
-from inference.classifiers import pooled
 from inference.detectors import MOST
 from inference.errors import BundleError, OutOfMemory, UnsuitableInput
 from inference.manifest import Manifest
@@ -142,11 +141,11 @@ class Runner:
         return [{k: v for k, v in task.raw.items() if k != FEATURES} for task in tasks]
 
     def features(self, stacks: Sequence[ImageStack]) -> NDArray[np.float32]:
-        """``(frames of all stacks, F)``: the means over the encoder's deepest map."""
+        """``(frames of all stacks, F)``: the means over each of the encoder's maps."""
         tasks = [_Task.of(stack, self.manifest) for stack in stacks]
         self._run(tasks, self._described)
         found = [task.raw[FEATURES] for task in tasks]
-        empty = np.zeros((0, self.network.encoder.channels[-1]), np.float32)
+        empty = np.zeros((0, sum(self.network.encoder.channels)), np.float32)
         return np.concatenate([empty, *found])
 
     def prepared(self, stack: ImageStack) -> tuple[Tensor, Geometry]:
@@ -162,17 +161,17 @@ class Runner:
         Returns:
             As ``raw``, n frames, on the device; with ``features (n, F)`` where inputs are checked.
         """
-        deepest: list[Tensor] = []
+        seen: list[Tensor] = []
         with torch.inference_mode():
             handle = self.network.encoder.register_forward_hook(
-                lambda _module, _inputs, maps: deepest.append(maps[-1])
+                lambda _module, _inputs, maps: seen.extend(maps)
             )
             try:
                 found = self._told(self.network(self._on_device(x)))
             finally:
                 handle.remove()
             if self.familiar is not None:
-                found[FEATURES] = pooled(deepest).float()
+                found[FEATURES] = familiarity.described(seen)
         return found
 
     def golden_output(self, pixels: NDArray[np.generic]) -> dict[str, Tensor]:
@@ -205,7 +204,7 @@ class Runner:
 
     def _described(self, x: Tensor) -> dict[str, Tensor]:
         with torch.inference_mode():
-            return {FEATURES: pooled(self.network.encoder(self._on_device(x))).float()}
+            return {FEATURES: familiarity.described(self.network.encoder(self._on_device(x)))}
 
     def _told(self, out: Any) -> dict[str, Tensor]:
         """The network's answer as numbers that mean something."""

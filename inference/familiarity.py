@@ -1,10 +1,11 @@
 """Owns how unlike its training data an input is; refuses to know where the limit lies.
 
-A score of the encoder's pooled features, in two parts: the Mahalanobis distance within the
-subspace in which the training data vary most (Lee et al. 2018, arXiv 1807.03888), and what lies
-outside that subspace (Ndiour et al. 2020, arXiv 2012.04250; ViM, Wang et al. 2022, arXiv
-2203.10807). A few dozen samples tell neither part's natural size, so both are held against what
-they were for samples that had been left out; the one that stands out more is the score.
+A score of the means over each of the encoder's maps; the deepest alone, once fine-tuned, tells
+little but the classes apart. In two parts: the Mahalanobis distance within the subspace in which
+the training data vary most (Lee et al. 2018, arXiv 1807.03888), and what lies outside that
+subspace (Ndiour et al. 2020, arXiv 2012.04250; ViM, Wang et al. 2022, arXiv 2203.10807). A few
+dozen samples tell neither part's natural size, so both are held against what they were for
+samples that had been left out; the one that stands out more is the score.
 
 Its file holds ``mean (F,)``, ``components (q, F)``, ``variance (q,)`` and ``levels (2, 2)``: for
 either part the mean and the standard deviation over samples that were left out. ``training.check``
@@ -13,7 +14,7 @@ makes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,11 +27,16 @@ DEVIATIONS = 3
 SHAPES = {"mean": 1, "components": 2, "variance": 1, "levels": 2}
 
 
+def described(maps: Sequence[Tensor]) -> Tensor:
+    """``(n, F)`` float32, what is compared: the means over every map ``(n, channels, r, c)``."""
+    return torch.cat([one.float().mean((2, 3)) for one in maps], 1)
+
+
 def score(features: Tensor, familiar: Mapping[str, Tensor]) -> Tensor:
     """How unlike the training data, ``(n,)`` float32, without unit; about 1 for what is like them.
 
     Args:
-        features: ``(n, F)``, means over the encoder's deepest map.
+        features: ``(n, F)``, as `described`.
         familiar: what ``training.check.fit`` gave.
 
     Raises:

@@ -40,7 +40,8 @@ TEST, VALIDATION = "test", "validation"
 CROSS_VALIDATION = "cross-validation of this recipe, each group held out once"
 SEED = 0  # of the bootstrap: figures of one run stay what they are
 SHOWN = 8  # failures of a set in the gallery
-CROSSED = 10  # parts, where training data alone must tell what is like them
+CROSSED = 10  # parts, where training data must help to tell what is like them
+ENOUGH = 30  # validation samples that tell it alone, better than those that were learnt from
 
 
 @dataclass(frozen=True)
@@ -387,16 +388,17 @@ def familiarise(
     more, _ = _features(runner, drawn, "what generated data look like", report)
     familiar = check.fit(torch.from_numpy(np.concatenate([features, more])))
     scores = _by_sample(features, frames, familiar)
-    if val:
-        theirs, counts = _features(runner, val, "what validation data look like", report)
+    theirs, counts = _features(runner, val, "what validation data look like", report)
+    if len(val) >= ENOUGH:
         highest = limit(scores, _by_sample(theirs, counts, familiar), accepted)
         how = f"{accepted:.1%} of data like the {len(val)} validation samples shall pass"
     else:
-        crossed = _crossed(features, frames, [sample.group for sample in real], more)
-        highest = limit(scores, crossed, accepted)
+        groups = [sample.group for sample in [*real, *val]]
+        every = np.concatenate([features, theirs])
+        highest = limit(scores, _crossed(every, [*frames, *counts], groups, more), accepted)
         how = (
-            f"{accepted:.1%} of data like the {len(real)} training samples shall pass; each was "
-            "scored by what others look like"
+            f"{accepted:.1%} of data like the {len(groups)} training and validation samples shall "
+            "pass; each was scored by what others look like"
         )
     return familiar, highest, {"input check": how}
 

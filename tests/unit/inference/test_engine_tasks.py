@@ -126,12 +126,14 @@ def test_raw_looks_also_at_what_is_not_analysed(runner):
     assert runner.raw([odd])[0]
 
 
-def test_features_are_the_means_over_the_deepest_map(runner):
+def test_features_are_the_means_over_every_map(runner):
     stacks = [pictures(1)[0], clip(4)]
     found = runner.features(stacks)
     x, _ = prepare(stacks[1], runner.manifest.preprocessing)
     with torch.no_grad():
-        expected = runner.network.encoder(x)[-1].mean((2, 3)).numpy()
+        maps = runner.network.encoder(x)
+        expected = torch.cat([one.mean((2, 3)) for one in maps], 1).numpy()
+    assert len(maps) > 1
     assert found.shape == (5, expected.shape[1])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[1:], expected, atol=1e-4)
