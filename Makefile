@@ -16,16 +16,17 @@ demo: $(VENV)/.installed
 view: $(VENV)/.installed-dev services
 	@$(BIN)/python -m tests.viewer.view $(if $(STUDY),"$(STUDY)")
 
-# These measure no time and share no server, so two run side by side; the rest must not be hurried.
+# These measure no time and share no server, so two run side by side, a thread each; the rest must
+# not be hurried.
 SIDE_BY_SIDE := tests/unit tests/integration/test_taught.py $(addprefix \
 	tests/acceptance/test_,judges.py foreign_objects.py same_bytes.py shipped_models.py viewer.py)
 
 test: $(VENV)/.installed-dev services lint
-	$(BIN)/pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
 	$(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 check: $(VENV)/.installed-dev lint
-	$(BIN)/pytest -n 2 -m "not slow" tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" tests/unit
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
