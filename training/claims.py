@@ -29,7 +29,7 @@ from inference.preprocessing import normalise
 from training import leaks, sources, splits, weights
 from training import recipe as recipes
 from training.errors import DataError, RecipeError
-from training.prepare import Prepared, prepare
+from training.prepare import Prepared, prepare, subset
 from training.recipe import Recipe, Split
 from training.samples import Sample
 
@@ -248,8 +248,8 @@ def _finetuned(
     from sklearn.metrics import roc_auc_score
 
     from inference.engine import Runner
+    from training import finetune as learning
     from training.drafts import draft
-    from training.finetune import finetune
     from training.run import Run
 
     keys = place.recipe.model_dump()
@@ -264,7 +264,10 @@ def _finetuned(
     plan = Recipe.model_validate(keys)
     start = weights.load(plan.training.weights, cell.backbone, place.root)
     folder = place.out / "runs" / "-".join(str(part) for part in cell.key)
-    learnt = finetune(plan, learn, [], Run.open(folder, plan), weights=start, device=place.device)
+    row = {sample.name: i for i, sample in enumerate(place.samples)}
+    shown = subset(place.prepared, [row[sample.name] for sample in learn])
+    run = Run.open(folder, plan)
+    learnt = learning.learn(plan, shown, None, run, weights=start, device=place.device)
     runner = Runner(draft(plan), learnt, place.device)
     told = runner.raw([sample.read() for sample in held])
     scores = [float(found["probability"].mean(0)[-1]) for found in told]

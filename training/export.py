@@ -128,9 +128,8 @@ def disagreement(
                 worst = max(worst, _apart(ours[0], {k: v[i] for k, v in theirs.items()}, spec.size))
                 continue
             logits = ours / engine.manifest.temperature
-            softmax = task == "classification" and recipe.bundle.activation == "softmax"
-            softmax = softmax or (task == "segmentation" and recipe.bundle.activation == "softmax")
-            told = (logits.softmax(1) if softmax else logits.sigmoid())[0].numpy()
+            exclusive = recipe.bundle.activation == "softmax"
+            told = (logits.softmax(1) if exclusive else logits.sigmoid())[0].numpy()
             worst = max(worst, float(np.abs(told - theirs["probability"][i]).max()))
     return worst
 

@@ -371,7 +371,7 @@ def _refused(
         suitability.check(stack, manifest)
     except UnsuitableInput as error:
         return error.reason
-    if score is not None and limit is not None and score > limit:
+    if score is not None and limit is not None and not score <= limit:  # a NaN is refused, too
         return "unlike what the model learnt from"
     return ""
 
