@@ -16,20 +16,15 @@ averaged. Batch normalisation and soft Dice then see a process's share, not the 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from inference.networks import build
 from training import strategy
 from training import weights as pretrained
 from training.augment import Varied, augment, generator, seed_of
@@ -37,17 +32,16 @@ from training.errors import Diverged, RecipeError
 from training.losses import drawing, objective
 from training.prepare import Prepared, ahead, check_classes, prepare, workers
 from training.recipe import Recipe
-from training.run import Checkpoint, Progress, Report, Run
+from training.run import Progress, Report, Run
 from training.samples import Sample
+from training.state import Row, State, layout
+from training.team import Team, processes, settled
 from training.validate import HEADLINES, Verdict, as_input, as_truth, validate
 
 CLIP = 5.0  # norm of a gradient; in practice only what is about to diverge exceeds it
 OFTEN = 20  # writing checkpoints takes about one part in so many of the time
 SYNC = 16  # steps between two looks at a GPU's losses, as each look waits for it
 ORDER, DROPOUT = 1, 2  # tell apart draws of one epoch
-
-Row = dict[str, Any]
-"""A line of ``metrics.csv``."""
 
 
 def finetune(
@@ -142,159 +136,6 @@ def learn(
         run.finish(state.best)
         report(Progress("finished", state.done, how.epochs, state.done, how.epochs))
         return state.best
-
-
-def start(recipe: Recipe, weights: dict[str, Tensor] | None) -> nn.Module:
-    """The recipe's network: head at random from the recipe's seed, encoder from ``weights``."""
-    torch.manual_seed(seed_of(recipe.training.seed))
-    network = build(recipe.bundle.architecture, recipe.training.dropout)
-    pretrained.into(network, weights, recipe.bundle.architecture.backbone)
-    return network
-
-
-@dataclass(frozen=True)
-class Team:
-    """This process among those that learn together.
-
-    Attributes:
-        rank: counts from 0; 0 writes and judges.
-        size: how many there are.
-        device: this process's own.
-    """
-
-    rank: int
-    size: int
-    device: torch.device
-
-
-@contextmanager
-def processes(device: torch.device | str) -> Iterator[Team]:
-    """Join those that torchrun started, if it did."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    own = torch.device(device)
-    if size == 1:
-        yield Team(0, 1, own)
-        return
-    if own.type == "cuda":
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(own)
-    joined = not distributed.is_initialized()
-    if joined:
-        distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
-    try:
-        yield Team(distributed.get_rank(), size, own)
-    finally:
-        if joined:
-            distributed.destroy_process_group()
-
-
-@contextmanager
-def settled() -> Iterator[None]:
-    """Repeatable kernels while we learn, and what the process had before afterwards."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    cudnn: Any = torch.backends.cudnn
-    kernels: Any = torch.utils.deterministic
-    filled = kernels.fill_uninitialized_memory
-    before = cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn.benchmark, cudnn.deterministic = False, True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    kernels.fill_uninitialized_memory = False  # costs time, finds bugs only
-    # Gradients of boxes that are surely background are so small that processors trip over them.
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before[:2]
-        torch.use_deterministic_algorithms(before[2], warn_only=only_warns)
-        kernels.fill_uninitialized_memory = filled
-        torch.set_flush_denormal(False)
-
-
-@dataclass
-class State:
-    """All that changes while a run learns; ``checkpoint`` and ``restore`` are each other's inverse.
-
-    Attributes:
-        network: what learns.
-        mean: its exponential mean.
-        optimiser: over ``strategy.groups``.
-        done: epochs that are over.
-        best: the best epoch's averaged weights.
-        score: of those; higher is better.
-        stale: epochs since.
-        history: a row an epoch.
-    """
-
-    network: nn.Module
-    mean: AveragedModel
-    optimiser: torch.optim.AdamW
-    done: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
-    score: float = -math.inf
-    stale: int = 0
-    history: list[Row] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, recipe: Recipe, weights: dict[str, Tensor] | None, device: torch.device) -> State:
-        """Before the first epoch."""
-        how = recipe.training
-        network = start(recipe, weights)
-        network = network.to(device, memory_format=_layout(recipe))  # type: ignore[call-overload]  # torch's overloads lack device with memory_format
-        average = get_ema_multi_avg_fn(how.ema)  # type: ignore[no-untyped-call]  # torch's own
-        mean = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-        optimiser = torch.optim.AdamW(strategy.groups(network, how), fused=True)
-        return cls(network, mean, optimiser)
-
-    def over(self, epochs: int, patience: int) -> bool:
-        """Whether all epochs are done, or too many brought nothing."""
-        return self.done >= epochs or bool(patience and self.stale >= patience)
-
-    def judged(self, verdict: Verdict | None) -> None:
-        """Keep the averaged weights if they are the best so far; without a verdict they are."""
-        if verdict is None or verdict.score > self.score or not self.best:
-            self.best = _plain(self.mean.module.state_dict())
-            self.score = self.score if verdict is None else verdict.score
-            self.stale = 0
-        else:
-            self.stale += 1
-
-    def checkpoint(self) -> Checkpoint:
-        """As a run folder keeps it."""
-        held = {
-            "network": self.network.state_dict(),
-            "mean": self.mean.state_dict(),
-            "best": self.best,
-        }
-        tensors = {f"{part}/{k}": v for part, state in held.items() for k, v in state.items()}
-        for i, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser/{i}/{k}": v for k, v in state.items()}
-        names = ("done", "score", "stale", "history")
-        return Checkpoint(_plain(tensors), {name: getattr(self, name) for name in names})
-
-    def restore(self, kept: Checkpoint) -> None:
-        """Go on where a checkpoint was made."""
-        parts: dict[str, dict[str, Tensor]] = {
-            "network": {},
-            "mean": {},
-            "best": {},
-            "optimiser": {},
-        }
-        for name, tensor in kept.tensors.items():
-            part, _, key = name.partition("/")
-            parts[part][key] = tensor
-        self.network.load_state_dict(parts["network"])
-        self.mean.load_state_dict(parts["mean"])
-        self.best = parts["best"]
-        known = self.optimiser.state_dict()
-        own = [p for group in self.optimiser.param_groups for p in group["params"]]
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimiser"].items():
-            index, _, key = name.partition("/")
-            moments.setdefault(int(index), {})[key] = _laid_as(own[int(index)], tensor)
-        self.optimiser.load_state_dict(known | {"state": moments})
-        for name, value in kept.scalars.items():
-            setattr(self, name, value)
 
 
 class Lesson:
@@ -406,7 +247,7 @@ class Lesson:
         """One batch; gives its loss, which may not be computed yet."""
         device = self.team.device
         x = as_input(images, self.recipe.bundle.preprocessing, device)
-        x = x.contiguous(memory_format=_layout(self.recipe))
+        x = x.contiguous(memory_format=layout(self.recipe))
         truth = as_truth(truths, device)
         wide = self.recipe.training.precision == "float32"
         with torch.autocast(device.type, torch.bfloat16, enabled=not wide):
@@ -509,22 +350,3 @@ def check(recipe: Recipe, train: Prepared, team: Team) -> None:
 def _set_rates(optimiser: torch.optim.Optimizer, step: int, steps: int) -> None:
     for group in optimiser.param_groups:
         group["lr"] = group["highest"] * strategy.factor(step, steps)
-
-
-def _laid_as(parameter: Tensor, moment: Tensor) -> Tensor:
-    """The fused step wants a parameter's moments in its own layout; a count of steps has none."""
-    if moment.shape != parameter.shape:
-        return moment
-    return torch.empty_like(parameter, requires_grad=False).copy_(moment)
-
-
-def _layout(recipe: Recipe) -> torch.memory_format:
-    return torch.channels_last if recipe.training.channels_last else torch.contiguous_format
-
-
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, rows last, floats as they are."""
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in state.items()
-    }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from inference.manifest import Task
 from training.bootstrap import Figure, Statistic, divided, estimate, mean_of, point, ratio
 from training.boxes import Boxes, Matches
+from training.names import channels, grades
 from training.outcomes import UNION, Floats, Outcome
 from training.recipe import Bundle
 from training.subgroups import classed, natural
@@ -90,15 +91,10 @@ def scheme_of(document: Mapping[str, Any]) -> Scheme:
 
 def scheme(bundle: Bundle) -> Scheme:
     """Of a recipe's bundle."""
-    said: dict[int, str] = {f.channel: f.label for f in bundle.findings}
-    names = tuple(said.get(i, f"class {i}") for i in range(bundle.architecture.classes))
-    if bundle.task == "grading" and bundle.grading:
-        grades = tuple(grade.label for grade in bundle.grading.grades)
-        return Scheme("grading", grades, False, bundle.grading.present_from)
-    if bundle.task == "segmentation":
-        names = tuple(label.label for label in bundle.labels)
+    if bundle.grading:
+        return Scheme("grading", grades(bundle), False, bundle.grading.present_from)
     exclusive = bundle.task == "classification" and bundle.activation == "softmax"
-    return Scheme(bundle.task, names, exclusive)
+    return Scheme(bundle.task, channels(bundle), exclusive)
 
 
 # --- classes -----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from inference.manifest import Manifest
 from inference.preprocessing import geometry
 from inference.types import ImageStack, Prediction
 from training.errors import DataError
+from training.names import channels, steps
 from training.samples import Sample
 
 Floats = NDArray[np.float64]
@@ -95,18 +96,6 @@ def tempered(frames: NDArray[Any], temperature: float, exclusive: bool) -> Float
     return np.asarray(1 / (1 + ((1 - p) / p) ** (1 / temperature)))
 
 
-def classes(manifest: Manifest) -> tuple[str, ...]:
-    """What each channel of a classification or detection is called."""
-    said = {finding.channel: finding.label for finding in manifest.findings}
-    return tuple(said.get(i, f"class {i}") for i in range(manifest.architecture.classes))
-
-
-def steps(manifest: Manifest) -> tuple[str, ...]:
-    """What each output of a grading is called: ``>= GRADE``."""
-    assert manifest.grading is not None  # noqa: S101  # a grading has one, the manifest saw to it
-    return tuple(f">= {grade.label}" for grade in manifest.grading.grades[1:])
-
-
 def judged(
     raw: Mapping[str, NDArray[Any]], stack: ImageStack, manifest: Manifest
 ) -> dict[str, Any]:
@@ -116,11 +105,11 @@ def judged(
     exclusive = manifest.activation == "softmax" and manifest.task == "classification"
     said = pool(raw["probability"], manifest.pool)
     before = pool(tempered(raw["probability"], 1 / manifest.temperature, exclusive), manifest.pool)
-    names = steps(manifest) if manifest.grading else classes(manifest)
+    called = steps(manifest) or channels(manifest)
     return {
-        "output": _named(names, said),
+        "output": _named(called, said),
         "verdict": verdict(said, manifest),
-        "uncalibrated": _named(names, before),
+        "uncalibrated": _named(called, before),
     }
 
 
@@ -128,11 +117,11 @@ def verdict(said: Floats, manifest: Manifest) -> dict[str, int]:
     """What a probability ``(n,)`` comes to at the manifest's thresholds."""
     if manifest.grading:
         return {"grade": findings.grade(said, manifest.grading.threshold)}
-    names = classes(manifest)
+    called = channels(manifest)
     if manifest.activation == "softmax":
-        return {name: int(i == np.argmax(said)) for i, name in enumerate(names)}
+        return {name: int(i == np.argmax(said)) for i, name in enumerate(called)}
     limits = {finding.channel: finding.threshold for finding in manifest.findings}
-    return {name: int(said[i] >= limits.get(i, 0.5)) for i, name in enumerate(names)}
+    return {name: int(said[i] >= limits.get(i, 0.5)) for i, name in enumerate(called)}
 
 
 def _named(names: Sequence[str], values: Floats) -> dict[str, float]:
@@ -180,7 +169,7 @@ def truth(sample: Sample, manifest: Manifest) -> dict[str, Any]:
     """
     known = sample.truth
     if manifest.task == "classification" and known.classes is not None:
-        return {n: int(v) for n, v in zip(classes(manifest), known.classes, strict=True)}
+        return {n: int(v) for n, v in zip(channels(manifest), known.classes, strict=True)}
     if manifest.task == "grading" and known.grade is not None:
         return {"grade": known.grade}
     if manifest.task == "detection" and known.boxes is not None:

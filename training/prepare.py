@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from inference.errors import InferenceError
-from inference.manifest import FindingLabel, Label
 from inference.preprocessing import Geometry, geometry, scaled
 from training.errors import DataError, listed
+from training.names import channels, grades
 from training.recipe import Bundle
 from training.samples import Sample
 
@@ -163,26 +163,22 @@ def subset(prepared: Prepared, chosen: Sequence[int]) -> Prepared:
     )
 
 
-def labels(bundle: Bundle) -> list[str]:
-    """What the channels are called; grades from the lowest."""
-    if bundle.grading:
-        return [grade.label for grade in bundle.grading.grades]
-    channels: list[Label | FindingLabel] = [*bundle.labels, *bundle.findings]
-    told = {label.channel: label.label for label in channels}
-    return [told.get(i, f"channel {i}") for i in range(bundle.architecture.classes)]
+def labels(bundle: Bundle) -> tuple[str, ...]:
+    """What samples are told apart by: grades from the lowest, or channels."""
+    return grades(bundle) or channels(bundle)
 
 
 def counts(prepared: Prepared, bundle: Bundle) -> list[int]:
     """In how many frames each of ``labels`` is there."""
-    names = labels(bundle)
+    called = labels(bundle)
     if prepared.classes is not None:
         return [int(n) for n in prepared.classes.sum(0)]
     if prepared.grade is not None:
-        return torch.bincount(prepared.grade, minlength=len(names)).tolist()
+        return torch.bincount(prepared.grade, minlength=len(called)).tolist()
     if prepared.masks is not None:
-        return [sum(bool(m[i].any()) for m in prepared.masks) for i in range(len(names))]
+        return [sum(bool(m[i].any()) for m in prepared.masks) for i in range(len(called))]
     found = [set(frame["labels"].tolist()) for frame in prepared.boxes or []]
-    return [sum(i in kinds for kinds in found) for i in range(len(names))]
+    return [sum(i in kinds for kinds in found) for i in range(len(called))]
 
 
 def check_classes(prepared: Prepared, bundle: Bundle) -> None:

@@ -20,9 +20,11 @@ import torch
 
 from tests.benchmarks.machine import machine, table
 from tests.unit.training.learning import recipe, samples
-from training.finetune import Lesson, State, Team, settled
+from training.finetune import Lesson
 from training.prepare import Prepared, prepare
 from training.recipe import Recipe
+from training.state import State
+from training.team import Team, settled
 from training.validate import as_input, as_truth
 
 HEAD = [

@@ -16,10 +16,12 @@ from torch import nn
 
 from tests.unit.training.learning import STILL, recipe, samples
 from training.errors import DataError, Diverged, RecipeError, RunError
-from training.finetune import Lesson, State, Team, check, finetune, learn, processes, start
+from training.finetune import Lesson, check, finetune, learn
 from training.losses import objective
 from training.prepare import prepare
 from training.run import Run
+from training.state import State, start
+from training.team import Team, processes
 from training.validate import Verdict, validate
 
 ROOT = Path(__file__).parents[3]
@@ -307,7 +309,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.unit.training.learning import recipe, samples
-from training.finetune import Lesson, State, Team, check, finetune, learn, processes, start
+from training.finetune import finetune
+from training.team import processes
 from training.losses import objective
 from training.run import Run
 out, backbone, epochs, norm = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]

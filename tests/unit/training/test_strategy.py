@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.unit.training.learning import recipe
-from training.finetune import start
+from training.state import start
 from training.strategy import encoder, enter, factor, groups, rates, stages, thawed
 
 
