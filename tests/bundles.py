@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from inference.bundle import Bundle, write_bundle
-from inference.engine import Runner
 from inference.manifest import Manifest
 from inference.networks import build
 from inference.preprocessing import prepare
+from inference.runner import Runner
 from inference.types import FrameRef, ImageStack
 
 LUNG = {"value": "39607008", "scheme": "SCT", "meaning": "Lung"}

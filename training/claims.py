@@ -247,7 +247,7 @@ def _finetuned(
 ) -> float:
     from sklearn.metrics import roc_auc_score
 
-    from inference.engine import Runner
+    from inference.runner import Runner
     from training import finetune as learning
     from training.drafts import draft
     from training.run import Run

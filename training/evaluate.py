@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from inference.engine import Runner
 from inference.manifest import FindingLabel, Grading, Label
+from inference.runner import Runner
 from training import check, gallery, metrics, outcomes
 from training.boxes import Matches
 from training.calibration import (

@@ -20,13 +20,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from inference.bundle import Bundle, write_bundle
-from inference.engine import Engine, Runner
+from inference.engine import Engine
 from inference.errors import BundleError
 from inference.manifest import Manifest
 from inference.networks import build
 from inference.phantoms import chest_radiograph, ct_volume
 from inference.pixels import PROJECTIONS
 from inference.preprocessing import geometry, normalise, scaled
+from inference.runner import Runner
 from training.calibration import Decisions
 from training.drafts import FAMILIAR, GOLDEN, cast, draft, manifest_keys, weights_digest
 from training.errors import ExportRefused

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.engine import Runner
 from inference.preprocessing import scaled
+from inference.runner import Runner
 from training.boxes import Matches
 from training.metrics import Scheme
 from training.outcomes import Outcome

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference import familiarity, findings, suitability
-from inference.engine import Runner
 from inference.errors import ReadingError, UnsuitableInput
 from inference.manifest import Manifest
 from inference.preprocessing import geometry
+from inference.runner import Runner
 from inference.types import ImageStack, Prediction
 from training.errors import DataError
 from training.names import channels, steps

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load, save
 
 from inference.bundle import read_file, write_bundle
-from inference.engine import Engine, Runner, boxes_differ
+from inference.engine import Engine, boxes_differ
 from inference.errors import BundleError
 from inference.manifest import Manifest
 from inference.networks import build
 from inference.preprocessing import prepare
+from inference.runner import Runner
 from tests.bundles import tiny_manifest
 from tests.stacks import ct, radiograph
 from training.check import fit

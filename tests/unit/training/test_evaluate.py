@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from inference.engine import Runner
 from inference.networks import build
+from inference.runner import Runner
 from tests.unit.training import learning
 from training import outcomes
 from training.calibration import Decisions
