@@ -20,7 +20,7 @@ from torch import Tensor
 
 from inference.manifest import FindingLabel, Grading, Label
 from inference.runner import Runner
-from training import check, gallery, metrics, outcomes
+from training import check, gallery, metrics, outcomes, wrong
 from training.boxes import Matches
 from training.calibration import (
     TEMPERATURES,
@@ -41,6 +41,7 @@ CROSS_VALIDATION = "cross-validation of this recipe, each group held out once"
 SEED = 0  # of the bootstrap: figures of one run stay what they are
 SHOWN = 8  # failures of a set in the gallery
 CROSSED = 10  # parts, where training data must help to tell what is like them
+MOST_WRONG = 300  # training samples that are turned and inverted; their mean is what counts
 ENOUGH = 30  # validation samples that tell it alone, better than those that were learnt from
 
 
@@ -386,16 +387,27 @@ def familiarise(
         drawn, real = real, drawn
     features, frames = _features(runner, real, "what training data look like", report)
     more, _ = _features(runner, drawn, "what generated data look like", report)
-    familiar = check.fit(torch.from_numpy(np.concatenate([features, more])))
-    scores = _by_sample(features, frames, familiar)
+    few = real[:: max(1, len(real) // MOST_WRONG)]
+    bad = [
+        torch.from_numpy(_features(runner, few, f"what is {kind}", report, change)[0])
+        for kind, change in wrong.kinds(recipe.augment).items()
+    ]
     theirs, counts = _features(runner, val, "what validation data look like", report)
-    if len(val) >= ENOUGH:
+    enough = len(val) >= ENOUGH
+    familiar = check.fit(
+        torch.from_numpy(np.concatenate([features, more])),
+        bad,
+        torch.from_numpy(theirs) if enough else None,
+    )
+    if enough:
+        scores = _by_sample(features, frames, familiar)
         highest = limit(scores, _by_sample(theirs, counts, familiar), accepted)
         how = f"{accepted:.1%} of data like the {len(val)} validation samples shall pass"
     else:
         groups = [sample.group for sample in [*real, *val]]
         every = np.concatenate([features, theirs])
-        highest = limit(scores, _crossed(every, [*frames, *counts], groups, more), accepted)
+        crossed = _crossed(every, [*frames, *counts], groups, more, bad)
+        highest = limit(_by_sample(features, frames, familiar), crossed, accepted)
         how = (
             f"{accepted:.1%} of data like the {len(groups)} training and validation samples shall "
             "pass; each was scored by what others look like"
@@ -404,11 +416,16 @@ def familiarise(
 
 
 def _features(
-    runner: Runner, samples: Sequence[Sample], title: str, report: Report
+    runner: Runner,
+    samples: Sequence[Sample],
+    title: str,
+    report: Report,
+    change: wrong.Change = wrong.unchanged,
 ) -> tuple[NDArray[np.float32], list[int]]:
     """``(sum of frames, F)``, and how many frames each sample has."""
     found, frames = [], []
-    for _, stacks in outcomes.batches(samples, runner.batch):
+    for _, read in outcomes.batches(samples, runner.batch):
+        stacks = [wrong.made(stack, change) for stack in read]
         found.append(runner.features(stacks))
         frames += [len(stack.pixels) for stack in stacks]
         report(title, len(frames), len(samples))
@@ -427,17 +444,18 @@ def _crossed(
     frames: Sequence[int],
     groups: Sequence[str],
     more: NDArray[np.float32],
+    bad: Sequence[Tensor],
 ) -> Floats:
     """Each sample's score by what other groups, and ``more``, look like; a tenth at a time."""
     _, index = np.unique(groups, return_inverse=True)
     part = index % CROSSED
     of_frame = np.repeat(part, frames)
     if min((of_frame != left).sum() for left in set(part)) < check.LEAST_SAMPLES:
-        return _by_sample(features, frames, check.fit(torch.from_numpy(features)))
+        return _by_sample(features, frames, check.fit(torch.from_numpy(features), bad))
     scores = np.zeros(len(frames))
     for left in sorted(set(part)):
         others = np.concatenate([features[of_frame != left], more])
         mine = np.asarray(frames)[part == left].tolist()
-        familiar = check.fit(torch.from_numpy(others))
+        familiar = check.fit(torch.from_numpy(others), bad)
         scores[part == left] = _by_sample(features[of_frame == left], mine, familiar)
     return scores

@@ -69,14 +69,15 @@ def summary(cells: Sequence[Cell]) -> list[Line]:
         held = float(np.mean([cell.measured_on for cell in sizes]))
 
         def told(
-            values: NDArray[np.float64], n: float = learnt, m: float = held
+            values: NDArray[np.float64], least: float, n: float = learnt, m: float = held
         ) -> tuple[float, float, float]:
-            return (float(values.mean()), *corrected_interval(values, n, m))
+            low, high = corrected_interval(values, n, m)
+            return float(values.mean()), max(low, least), min(high, 1.0)
 
         lines.append(
             Line(
                 data, backbone, fraction, len(pairs), learnt,
-                told(one), told(two), told(one - two), float((one > two).mean()),
+                told(one, 0), told(two, 0), told(one - two, -1), float((one > two).mean()),
             )
         )  # fmt: skip  # one line of numbers
     return lines

@@ -9,12 +9,11 @@ and inverted, breast ultrasound for chest models and the other way round, and no
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dicom_node.services.models import SHIPPED
 from inference.bundle import open_bundle
@@ -22,15 +21,16 @@ from inference.engine import Engine
 from inference.types import ImageStack
 from tests.benchmarks.machine import machine, table
 from tests.data import ROOT
-from training import steps
+from training import steps, wrong
 from training.recipe import read
 
 RECIPES = Path(steps.__file__).parent / "recipes"
 MODELS = ("cxr-lungs", "cxr-lung-boxes", "cxr-pneumonia", "us-breast-category", "us-breast-grade")
-TURNS: dict[str, Callable[[NDArray[np.generic]], NDArray[np.generic]]] = {
-    "turned by 90°": lambda p: np.rot90(p, axes=(1, 2)),
-    "turned by 180°": lambda p: np.rot90(p, 2, axes=(1, 2)),
-    "inverted": lambda p: 1 - p,  # type: ignore[operator,return-value]  # floats in 0..1
+TURNS: dict[str, wrong.Change] = {
+    "turned by 90°": wrong.turned(1),
+    "turned by 180°": wrong.turned(2),
+    "upside down": lambda pixels: pixels[:, ::-1],
+    "inverted": wrong.inverted,
 }
 
 
@@ -65,10 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             replace(own[0], pixels=rng.random((1, 256, 256), np.float32), valid=None)
             for _ in range(10)
         ]
-        turned = [
-            refused(engine, [replace(s, pixels=turn(s.pixels), valid=None) for s in own])
-            for turn in TURNS.values()
-        ]
+        turned = [refused(engine, [wrong.made(s, turn) for s in own]) for turn in TURNS.values()]
         rows.append([name, refused(engine, own), *turned, refused(engine, other),
                      refused(engine, noise)])  # fmt: skip
     print(f"{machine()}\n\nrefused by the input check:\n")

@@ -49,3 +49,22 @@ def test_too_few_samples_and_broken_features_are_named():
         fit(torch.rand(3, 8))
     with pytest.raises(DataError, match="not finite"):
         fit(torch.full((20, 8), float("nan")))
+
+
+def test_what_lies_towards_wrong_pictures_stands_out_where_distance_alone_does_not():
+    towards = torch.zeros(256)
+    towards[::8] = 0.03
+    right, other = samples(200, 1, 256), samples(100, 2, 256)
+    plain, learnt = fit(right), fit(right, [samples(200, 1, 256) + towards])
+    limit = [float(score(other, known).quantile(0.98)) for known in (plain, learnt)]
+    found = [score(samples(100, 3, 256) + towards, known) for known in (plain, learnt)]
+    assert float((found[0] > limit[0]).float().mean()) < 0.5
+    assert float((found[1] > limit[1]).float().mean()) > 0.95
+
+
+def test_samples_that_were_held_out_set_the_level():
+    """A network that knows its training data by heart sees others further away."""
+    right, held = samples(200, 1), samples(100, 2) + 0.2 * torch.rand(100, 64)
+    by_left_out, by_held = fit(right), fit(right, held=held)
+    assert float(score(held, by_left_out).median()) > 1.5
+    assert float(score(held, by_held).median()) == pytest.approx(1.1, abs=0.3)
