@@ -6,6 +6,7 @@ Refuses to know samples, and how a step is made.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,8 +64,7 @@ class State:
         how = recipe.training
         network = start(recipe, weights)
         network = network.to(device, memory_format=layout(recipe))  # type: ignore[call-overload]  # torch's overloads lack device with memory_format
-        average = get_ema_multi_avg_fn(how.ema)  # type: ignore[no-untyped-call]  # torch's own
-        mean = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+        mean = AveragedModel(network, multi_avg_fn=averaging(how.ema), use_buffers=True)
         optimiser = torch.optim.AdamW(strategy.groups(network, how), fused=True)
         return cls(network, mean, optimiser)
 
@@ -124,6 +124,18 @@ def _laid_as(parameter: Tensor, moment: Tensor) -> Tensor:
     if moment.shape != parameter.shape:
         return moment
     return torch.empty_like(parameter, requires_grad=False).copy_(moment)
+
+
+def averaging(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
+    """An exponential mean that forgets its beginning: over ``n`` steps at most ``(1 + n)/(10 + n)``
+    is kept of it. With a plain one a run of few steps would end near its random start.
+    """
+
+    def average(means: Any, current: Any, steps: Tensor | int) -> None:
+        kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        get_ema_multi_avg_fn(kept)(means, current, steps)  # type: ignore[no-untyped-call]  # torch's
+
+    return average
 
 
 def layout(recipe: Recipe) -> torch.memory_format:
