@@ -328,24 +328,8 @@ class Orthanc:
 
 @contextmanager
 def orthanc(folder: Path, **configuration: Any) -> Iterator[Orthanc]:
-    """Orthanc with its storage in ``folder``; keywords are entries of its configuration.
-
-    One that does not come up, as was seen once in many hundred, is started anew on other ports.
-    """
-    handle = _orthanc(folder, configuration)
-    try:
-        handle.server.wait_for(handle.answers)
-    except pytest.fail.Exception:
-        handle.server.kill()
-        handle = _orthanc(folder, configuration)
-    try:
-        handle.server.wait_for(handle.answers)
-        yield handle
-    finally:
-        handle.server.stop()
-
-
-def _orthanc(folder: Path, configuration: dict[str, Any]) -> Orthanc:
+    """Orthanc with its storage in ``folder``; keywords are entries of its configuration."""
+    binary = need("Orthanc")
     port, http_port = free_port(), free_port()
     settings = {
         "Name": "test",
@@ -363,7 +347,13 @@ def _orthanc(folder: Path, configuration: dict[str, Any]) -> Orthanc:
     }
     path = folder / "orthanc.json"
     path.write_text(json.dumps(settings))
-    return Orthanc(Server([need("Orthanc"), str(path)], folder / "orthanc.log"), port, http_port)
+    server = Server([binary, str(path)], folder / "orthanc.log")
+    handle = Orthanc(server, port, http_port)
+    try:
+        server.wait_for(handle.answers)
+        yield handle
+    finally:
+        server.stop()
 
 
 @dataclass

@@ -30,6 +30,8 @@ def no_hub(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    # urllib keeps the first opener, and with it the proxies of its day, for the whole process.
+    monkeypatch.setattr("urllib.request._opener", None)
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
