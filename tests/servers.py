@@ -61,12 +61,15 @@ def answers_on(port: int) -> bool:
     return False
 
 
-def eventually(question: Callable[[], Any], patience: float = _PATIENCE, what: str = "") -> Any:
-    """The first true answer; fails when none comes in time."""
+def eventually(
+    question: Callable[[], Any], patience: float = _PATIENCE, what: str | Callable[[], str] = ""
+) -> Any:
+    """The first true answer; fails when none comes in time, and says then what was waited for."""
     until = time.monotonic() + patience
     while not (answer := question()):
         if time.monotonic() > until:
-            pytest.fail(f"not within {patience:g} s: {what or question}")
+            told = what() if callable(what) else what
+            pytest.fail(f"not within {patience:g} s: {told or question}")
         time.sleep(0.02)
     return answer
 
@@ -122,15 +125,16 @@ class Server:
 
     def wait_for(self, question: Callable[[], Any]) -> None:
         """Until it answers; fails with its log when it has ended, or does not in time."""
-        until = time.monotonic() + _PATIENCE
-        while not question():
-            ended = self.process.poll()
-            if ended is not None or time.monotonic() > until:
-                what = f"does not answer after {_PATIENCE:g} s"
-                what = what if ended is None else f"ended with {ended}"
-                said = self.log.read_text(errors="replace")[-2000:]
-                pytest.fail(f"{self.command[0]} {what}: {said}")
-            time.sleep(0.02)
+
+        def said() -> str:
+            return self.log.read_text(errors="replace")[-2000:]
+
+        def ended_or_answers() -> bool:
+            if self.process.poll() is not None:
+                pytest.fail(f"{self.command[0]} ended with {self.process.returncode}: {said()}")
+            return bool(question())
+
+        eventually(ended_or_answers, what=lambda: f"{self.command[0]} answers: {said()}")
 
 
 # -- PostgreSQL --------------------------------------------------------------------------------

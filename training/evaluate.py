@@ -41,7 +41,7 @@ CROSS_VALIDATION = "cross-validation of this recipe, each group held out once"
 SEED = 0  # of the bootstrap: figures of one run stay what they are
 SHOWN = 8  # failures of a set in the gallery
 CROSSED = 10  # parts, where training data must help to tell what is like them
-MOST_WRONG = 300  # training samples that are turned and inverted; their mean is what counts
+MANY_WRONG = 300  # so many training samples, up to twice, are turned and inverted: a mean counts
 ENOUGH = 30  # validation samples that tell it alone, better than those that were learnt from
 
 
@@ -387,7 +387,7 @@ def familiarise(
         drawn, real = real, drawn
     features, frames = _features(runner, real, "what training data look like", report)
     more, _ = _features(runner, drawn, "what generated data look like", report)
-    few = real[:: max(1, len(real) // MOST_WRONG)]
+    few = real[:: max(1, len(real) // MANY_WRONG)]
     bad = [
         torch.from_numpy(_features(runner, few, f"what is {kind}", report, change)[0])
         for kind, change in wrong.kinds(recipe.augment).items()
@@ -420,12 +420,12 @@ def _features(
     samples: Sequence[Sample],
     title: str,
     report: Report,
-    change: wrong.Change = wrong.unchanged,
+    change: wrong.Change | None = None,
 ) -> tuple[NDArray[np.float32], list[int]]:
     """``(sum of frames, F)``, and how many frames each sample has."""
     found, frames = [], []
     for _, read in outcomes.batches(samples, runner.batch):
-        stacks = [wrong.made(stack, change) for stack in read]
+        stacks = [wrong.made(stack, change) for stack in read] if change else read
         found.append(runner.features(stacks))
         frames += [len(stack.pixels) for stack in stacks]
         report(title, len(frames), len(samples))

@@ -94,7 +94,9 @@ def scheme(bundle: Bundle) -> Scheme:
     if bundle.grading:
         return Scheme("grading", grades(bundle), False, bundle.grading.present_from)
     exclusive = bundle.task == "classification" and bundle.activation == "softmax"
-    return Scheme(bundle.task, channels(bundle), exclusive)
+    # Of a segmentation what is labelled is measured; its background has no label.
+    labelled = tuple(label.label for label in bundle.labels)
+    return Scheme(bundle.task, labelled or channels(bundle), exclusive)
 
 
 # --- classes -----------------------------------------------------------------------------------

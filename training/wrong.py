@@ -20,11 +20,6 @@ Change = Callable[[Pixels], Pixels]
 QUARTER = 90.0
 
 
-def unchanged(pixels: Pixels) -> Pixels:
-    """As it is."""
-    return pixels
-
-
 def turned(quarters: int) -> Change:
     """Each frame ``(frames, rows, columns[, 3])`` turned anticlockwise by so many right angles."""
     return lambda pixels: np.rot90(pixels, quarters, axes=(1, 2))
@@ -45,8 +40,6 @@ def kinds(learnt: Augment) -> dict[str, Change]:
 
 def made(stack: ImageStack, change: Change) -> ImageStack:
     """The stack as it would come, its padding with it."""
-    if change is unchanged:
-        return stack
     valid = stack.valid
     if valid is not None and change is not inverted:
         valid = np.ascontiguousarray(change(valid))

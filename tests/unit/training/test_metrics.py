@@ -14,9 +14,11 @@ from torchmetrics.classification import BinaryCalibrationError
 from torchmetrics.detection import MeanAveragePrecision
 
 from tests.unit.training import said
+from tests.unit.training.learning import recipe
 from training.bootstrap import Statistic, drawn, estimate, ratio
 from training.boxes import Matches
-from training.metrics import MISSED, Scheme, measured, statistics, subgroups
+from training.metrics import MISSED, Scheme, measured, scheme, statistics, subgroups
+from training.recipe import Recipe
 
 
 def column(outcomes, what):
@@ -371,3 +373,9 @@ def test_folds_are_told_together_and_one_by_one():
 
 def test_a_scheme_knows_its_headline():
     assert Scheme("detection", ("a",)).headline == "mAP50"
+
+
+def test_a_segmentations_background_has_no_label_and_no_figures():
+    keys = recipe("segmentation", classes=3).model_dump()
+    keys["bundle"]["labels"] = keys["bundle"]["labels"][1:]
+    assert scheme(Recipe.model_validate(keys).bundle).names == ("Kind 1", "Kind 2")
