@@ -2,13 +2,17 @@
 # make test          set up everything and run all tests
 # make check         ruff, mypy, import-linter and the everyday tests: those without servers
 # make figures       the measurements that README quotes
+# make digests       dicom_node/shipped.sha256 anew, after a change to the bundles that come with it
+# make soak          a node under load and a nemesis (MINUTES=30 DATABASE=sqlite|postgresql SEED=7)
+# make fuzz          damaged PDUs and data sets against a listener (COUNT=100000)
+# make defences      takes each defence out and shows that its test goes red (ROWS="1 27")
 # make view          the demo's results, or those of STUDY=folder, in the OHIF viewer
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo view test check lint figures services clean
+.PHONY: demo view test check lint figures digests soak fuzz defences services clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dicom-node demo $(if $(STUDY),--study "$(STUDY)")
@@ -18,8 +22,10 @@ view: $(VENV)/.installed-dev services
 
 # These measure no time and share no server, so two run side by side, a thread each; the rest must
 # not be hurried.
-SIDE_BY_SIDE := tests/unit tests/integration/test_taught.py $(addprefix \
-	tests/acceptance/test_,judges.py foreign_objects.py same_bytes.py shipped_models.py viewer.py)
+SIDE_BY_SIDE := tests/unit tests/integration/services $(addprefix \
+	tests/integration/test_,taught.py cli.py destination_dicomweb.py destination_dimse.py) \
+	$(addprefix tests/acceptance/test_,judges.py foreign_objects.py same_bytes.py \
+	shipped_models.py viewer.py)
 
 test: $(VENV)/.installed-dev services lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
@@ -39,6 +45,22 @@ figures: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.whole_way
 	$(BIN)/python -m tests.benchmarks.segmentation
 	$(BIN)/python -m tests.benchmarks.training
+
+digests:
+	cd dicom_node && sha256sum bundles/*/manifest.json > shipped.sha256
+
+MINUTES ?= 30
+DATABASE ?= sqlite
+COUNT ?= 100000
+
+soak: $(VENV)/.installed-dev services
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --database $(DATABASE) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.faults.fuzz --count $(COUNT) $(if $(SEED),--seed $(SEED))
+
+defences: $(VENV)/.installed-dev services
+	$(BIN)/python -m tests.faults.defences $(addprefix --row ,$(ROWS))
 
 services:
 	@sh tests/install-services.sh

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pydicom.uid import UID
 
 from dicom_node.dimse import status
 from dicom_node.dimse.contexts import TRANSFER_SYNTAXES, storage_classes
+from dicom_node.domain import delivery
 from dicom_node.settings import Settings
 
 HERE = Path(__file__).parent
@@ -52,13 +54,26 @@ def storage() -> Iterator[str]:
     yield from sorted(f"| {UID(uid).name} | {uid} |" for uid in storage_classes())
 
 
+def delivery_states() -> Iterator[str]:
+    """What each state of a delivery means, and where it leads."""
+    yield "| state | meaning | then |"
+    yield "|---|---|---|"
+    for state, meaning in delivery.MEANINGS.items():
+        steps = [
+            f"{event}: {result}"
+            for event, (before, result) in delivery.TRANSITIONS.items()
+            if state in before
+        ]
+        yield f"| {state} | {meaning} | {'; '.join(steps)} |"
+
+
 def settings() -> Iterator[str]:
     """A table for each section of the settings."""
     plain = {k: f for k, f in Settings.model_fields.items() if not _section(f)}
     yield from _table("", plain)
     for name, field in Settings.model_fields.items():
         if section := _section(field):
-            yield from ("", f"## {name}", "", section.__doc__ or "", "")
+            yield from ("", f"## {name}", "", cleandoc(section.__doc__ or ""), "")
             yield from _table(f"{name}.", section.model_fields)
             for key, entry in _entries(section):
                 yield from ("", f"Each entry of `{name}.{key}`: {entry.__doc__}", "")
@@ -80,6 +95,8 @@ def _default(field: FieldInfo) -> str:
         return "none: to be given"
     if value is None or value == "":
         return "empty"
+    if value == ():
+        return "none"
     if isinstance(value, tuple) and isinstance(value[0], BaseModel):
         rows = (item.model_dump(exclude_none=True).values() for item in value)
         return ", ".join(" ".join(map(_plain, row)) for row in rows)
@@ -100,7 +117,9 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 def _entries(section: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
     for key, field in section.model_fields.items():
-        if isinstance(field.default, tuple) and isinstance(field.default[0], BaseModel):
+        if isinstance(field.default, tuple) and isinstance(
+            next(iter(field.default), None), BaseModel
+        ):
             yield key, type(field.default[0])
 
 
@@ -109,6 +128,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "transfer-syntaxes": transfer_syntaxes,
     "storage-classes": storage,
     "settings": settings,
+    "delivery-states": delivery_states,
 }
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@
     │   ├── OverLimit                             larger than this node takes
     │   └── ConflictingInstance                   the UID is held with other content
     ├── DeliveryFailed                            one attempt to hand a result over
+    │   └── DestinationClosed                     nothing at all would be taken now
+    │       └── AccessDenied                      our credentials are not accepted
     └── ResultError                               a prediction cannot become a DICOM object
 
 ``dicom_node.dimse.status`` maps them to DIMSE statuses, ``dicom_node.cli.main`` to exit codes.
@@ -115,12 +117,23 @@ class DeliveryFailed(NodeError):
     Args:
         reason: what happened, with the status where there was one.
         retry: whether the same bytes may be accepted later.
-        status: the DIMSE or HTTP status, None when none came.
+        status: of DIMSE, as DICOMweb has it too; None when none came.
+        wait: seconds that the destination asked to be left alone.
     """
 
-    def __init__(self, reason: str, retry: Retry, status: int | None = None) -> None:
-        self.reason, self.retry, self.status = reason, retry, status
+    def __init__(
+        self, reason: str, retry: Retry, status: int | None = None, wait: float = 0.0
+    ) -> None:
+        self.reason, self.retry, self.status, self.wait = reason, retry, status, wait
         super().__init__(reason)
+
+
+class DestinationClosed(DeliveryFailed):
+    """Whatever was sent would fare alike: it is away, busy, or does not let us in."""
+
+
+class AccessDenied(DestinationClosed):
+    """Our credentials are not accepted; an administrator has to see to them."""
 
 
 class ResultError(NodeError):

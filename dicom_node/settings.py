@@ -28,6 +28,11 @@ AeTitle = Annotated[
     str, Field(min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")
 ]
 Seconds = Annotated[float, Field(ge=0)]
+Days = Annotated[float, Field(ge=0)]
+PublicKey = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,31}:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$")
+]
+"""A name and the 32 bytes of an Ed25519 public key in base64."""
 
 
 class _Section(BaseModel):
@@ -46,6 +51,11 @@ class ListenerSettings(_Section):
     port: int = Field(
         11112, ge=0, le=65535, description="TCP port; 104 is DICOM's own and needs a privilege"
     )
+    storage_commitment: bool = Field(
+        False,
+        description="promise modalities to keep what they sent (SCP): it is then never purged "
+        "before a destination flagged as archive tells that it holds it",
+    )
     processes: int = Field(
         1, ge=1, le=32, description="listener processes that share the one listening socket"
     )
@@ -55,8 +65,13 @@ class ListenerSettings(_Section):
     maximum_connections: int = Field(
         256, ge=1, description="TCP connections per process, associated or not"
     )
+    maximum_connections_per_address: int = Field(
+        128, ge=1, description="of them from one address, so that one sender cannot take all places"
+    )
     association_timeout: Seconds = Field(
-        30, gt=0, description="seconds for a peer to finish its A-ASSOCIATE-RQ"
+        30,
+        gt=0,
+        description="seconds for a peer to finish its TLS handshake and its A-ASSOCIATE-RQ",
     )
     idle_timeout: Seconds = Field(
         120, gt=0, description="seconds without a byte before an association is aborted"
@@ -70,6 +85,58 @@ class ListenerSettings(_Section):
     reserve_mb: int = Field(
         512, ge=0, description="MiB to be kept free on the data disk; below it: 0xA700"
     )
+
+
+class TlsSettings(_Section):
+    """TLS 1.2 and 1.3 with certificates on both sides: certificate, key and CA belong together."""
+
+    certificate: str = Field(
+        "",
+        description="PEM file of our certificate and what stands between it and the CA; "
+        "empty: no TLS",
+    )
+    key: str = Field(
+        "",
+        description="PEM file of its private key, without a passphrase, for the node's user only",
+    )
+    ca: str = Field(
+        "", description="PEM file of the CAs whose certificates peers must show, both ways"
+    )
+    crl: str = Field(
+        "", description="PEM file of those CAs' revocation lists; empty: revocation is not asked"
+    )
+    port: int = Field(2762, ge=0, le=65535, description="TCP port for associations over TLS")
+    listen: Literal["both", "tls", "plain"] = Field(
+        "both",
+        description="which ports are open where there is a certificate: tls closes "
+        "`listener.port`; plain uses TLS toward destinations only",
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> TlsSettings:
+        """Half of it would be a listener that cannot be spoken to; paths must not move."""
+        files = {name: getattr(self, name) for name in ("certificate", "key", "ca")}
+        missing = [name for name, path in files.items() if not path]
+        if any(files.values()) and missing:
+            raise ValueError(f"certificate, key and ca belong together: {missing[0]} is missing")
+        if self.listen == "tls" and missing:
+            raise ValueError("listen is tls, and there is no certificate: nothing would be open")
+        for name in (*files, "crl"):
+            if path := getattr(self, name):
+                object.__setattr__(self, name, str(Path(path).expanduser().absolute()))
+        return self
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is a certificate."""
+        return bool(self.certificate)
+
+    @property
+    def ports(self) -> frozenset[Literal["tls", "plain"]]:
+        """Which ports take associations."""
+        if not self.configured or self.listen == "plain":
+            return frozenset({"plain"})
+        return frozenset({"tls"} if self.listen == "tls" else {"tls", "plain"})
 
 
 class QuietPeriod(_Section):
@@ -153,7 +220,15 @@ class WorkerSettings(_Section):
         description="seconds without a heartbeat after which a job is given to another worker",
     )
     job_deadline: Seconds = Field(
-        900, gt=0, description="seconds after which a claimed job counts as hung; its process ends"
+        900,
+        gt=0,
+        description="seconds after which a claimed job counts as hung; the process it runs in ends",
+    )
+    memory_mb: int = Field(
+        8192,
+        ge=2048,
+        description="MiB of main memory for reading images and running models, per process; "
+        "a job that needs more fails",
     )
     attempts: int = Field(
         3, ge=1, description="claims before a job that kills its worker goes to the dead letters"
@@ -163,6 +238,42 @@ class WorkerSettings(_Section):
         gt=0,
         description="seconds of waiting that lift a job one priority step: routine never starves",
     )
+
+
+class ModelSettings(_Section):
+    """Whose models run: those that come with the package, and those that a key named here signed.
+
+    Read when a process starts: restart the workers after a change.
+    """
+
+    trusted_keys: tuple[PublicKey, ...] = Field(
+        (), description="NAME:KEY, as `dicom-node models keygen` prints it; none: only shipped ones"
+    )
+    revoked_keys: tuple[PublicKey, ...] = Field(
+        (), description="in the same form; what they signed is refused, and runs no more"
+    )
+
+
+class RetentionSettings(_Section):
+    """How long files stay once nothing needs them any more; their rows stay for ever.
+
+    Nothing goes before its study is closed, its jobs are over and its results are delivered. The
+    default keeps everything: whether another place holds the images is the hospital's to know.
+    """
+
+    instances: Days = Field(
+        0, description="days after a study's last instance came; 0: its images stay"
+    )
+    results: Days = Field(0, description="days after a job's results were built; 0: they stay")
+    quarantine: Days = Field(
+        0, description="days after an instance in quarantine was settled; 0: it stays"
+    )
+    interval: Seconds = Field(3600, gt=0, description="seconds between two purges")
+
+    @property
+    def anything(self) -> bool:
+        """Whether anything goes at all."""
+        return bool(self.instances or self.results or self.quarantine)
 
 
 class DeliverySettings(_Section):
@@ -182,6 +293,17 @@ class DeliverySettings(_Section):
     attempts: int = Field(
         50, ge=1, description="attempts before a delivery goes to the dead letters"
     )
+    commitment_timeout: Seconds = Field(
+        300, gt=0, description="seconds without an answer before a destination is asked again"
+    )
+    commitment_attempts: int = Field(
+        2, ge=1, description="requests for storage commitment before the destination is queried"
+    )
+    breaker_failures: int = Field(
+        3,
+        ge=1,
+        description="connections that fail, one after the other, before only a C-ECHO is tried",
+    )
 
 
 class SchedulerSettings(_Section):
@@ -190,6 +312,10 @@ class SchedulerSettings(_Section):
     interval: Seconds = Field(0.25, gt=0, description="seconds between two rounds")
     nudge_after: Seconds = Field(
         10, gt=0, description="seconds that ready work may wait before it is nudged again"
+    )
+    canary: Seconds = Field(
+        30,
+        description="seconds between two questions to a queue whether it is served; 0 asks none",
     )
 
 
@@ -204,6 +330,50 @@ class LogSettings(_Section):
     )
 
 
+class AuditSettings(_Section):
+    """Who did what: the audit trail by DICOM PS3.15 A.5."""
+
+    enabled: bool = Field(True, description="false: nothing is audited at all")
+    folder: str = Field(
+        "", description="the log, readable by the node alone; empty: `audit` below storage.folder"
+    )
+    patient_id: Literal["plain", "hashed"] = Field(
+        "plain",
+        description="plain: the Patient ID, as PS3.15 wants it: the trail has to answer who saw "
+        "this patient's images, and a hash that looks like a number would mislead who reads it. "
+        "hashed: HMAC-SHA256 under node_salt, with a type code of its own, which answers only to "
+        "who knows the number and the salt",
+    )
+    accepted: bool = Field(
+        False, description="true: accepted associations too, not only what was transferred"
+    )
+    source_id: str = Field("", description="AuditSourceID; empty: our AE title")
+    site: str = Field("", description="AuditEnterpriseSiteID, where the receiver serves several")
+    rotate_mb: int = Field(
+        64, ge=1, description="MiB after which a new file is begun; no file is ever removed"
+    )
+    receiver: str = Field(
+        "", description="host of the audit repository (syslog over TLS); empty: none"
+    )
+    port: int = Field(6514, ge=1, le=65535, description="its TCP port; 6514 is RFC 5425's")
+    ca: str = Field(
+        "", description="PEM file that its certificate is checked by; empty: the system's"
+    )
+    certificate: str = Field(
+        "", description="PEM file of our own certificate, for mutual TLS; empty: none is shown"
+    )
+    key: str = Field("", description="PEM file of its key, without a password")
+    confirm: bool = Field(
+        True,
+        description="records count as shipped when the receiver has returned close_notify, as RFC "
+        "5425 demands of it; false for one that does not: a crash of it may then lose some",
+    )
+    timeout: Seconds = Field(10, gt=0, description="seconds for each step of shipping")
+    backoff_max: Seconds = Field(
+        60, gt=0, description="seconds; the longest wait for a receiver that is away"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that an operator can choose."""
 
@@ -213,13 +383,17 @@ class Settings(BaseSettings):
 
     node_salt: str = Field("", description="makes result UIDs this node's own; `init` draws one")
     listener: ListenerSettings = ListenerSettings()
+    tls: TlsSettings = TlsSettings()
     completion: CompletionSettings = CompletionSettings()
     storage: StorageSettings = StorageSettings()
     broker: BrokerSettings = BrokerSettings()
     worker: WorkerSettings = WorkerSettings()
+    models: ModelSettings = ModelSettings()
     delivery: DeliverySettings = DeliverySettings()
+    retention: RetentionSettings = RetentionSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     log: LogSettings = LogSettings()
+    audit: AuditSettings = AuditSettings()
 
     @model_validator(mode="after")
     def _absolute_folder(self) -> Settings:
@@ -228,10 +402,23 @@ class Settings(BaseSettings):
         object.__setattr__(self, "storage", self.storage.model_copy(update={"folder": folder}))
         return self
 
+    @model_validator(mode="after")
+    def _hash_with_a_key(self) -> Settings:
+        """Patient IDs are short: a hash that anybody can compute hides nothing."""
+        if self.audit.patient_id == "hashed" and not self.node_salt:
+            raise ValueError("audit.patient_id is hashed, which needs node_salt")
+        return self
+
     @property
     def database_url(self) -> str:
         """The database to use: the one given, or SQLite in the folder."""
         return self.storage.database or f"sqlite:///{self.storage.folder / 'node.sqlite'}"
+
+    @property
+    def audit_folder(self) -> Path:
+        """Where the audit log lies."""
+        folder = self.audit.folder
+        return Path(folder).expanduser().absolute() if folder else self.storage.folder / "audit"
 
     @property
     def broker_url(self) -> str:

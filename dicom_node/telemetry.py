@@ -36,8 +36,9 @@ def configure(settings: LogSettings, role: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    # These log data sets, and quote header values and file paths in their warnings.
-    for name in ("pynetdicom", "pydicom", "highdicom"):
+    # These log data sets, and quote header values and file paths in their warnings; the last two
+    # log what a server writes, and our credentials.
+    for name in ("pynetdicom", "pydicom", "highdicom", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
 

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 MAX_FILES = 64
 MAX_BYTES = 4 << 30  # of all files together; the largest backbone is under 0.6 GiB
 MAX_MANIFEST_BYTES = 1 << 20
+SIGNATURE_NAME = "manifest.sig"
+"""The one file that no manifest lists: it is made of the manifest. Whose it is, others judge."""
+MAX_SIGNATURE_BYTES = 1 << 12
 CHUNK = 1 << 20
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the zip format's first; the same bundle packs to the same bytes
 
@@ -79,13 +85,33 @@ def read_file(bundle: Bundle, name: str) -> bytes:
     expected = bundle.manifest.files.get(name)
     if expected is None:
         raise BundleError(f"{name}: not listed in the manifest")
-    try:
-        content = (bundle.path / name).read_bytes()
-    except OSError as error:
-        raise BundleError(f"{name}: {error.strerror}") from error
+    content = _read(bundle.path, name, MAX_BYTES)
     if hashlib.sha256(content).hexdigest() != expected:
         raise BundleError(f"{name}: its SHA-256 is not the manifest's")
     return content
+
+
+def read_manifest(bundle: Bundle) -> bytes:
+    """The bytes of its manifest, verified as they are: those that a signature is held against.
+
+    Raises:
+        BundleError: it was altered since the bundle was opened.
+    """
+    content = _read(bundle.path, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    if hashlib.sha256(content).hexdigest() != bundle.digest:
+        raise BundleError(f"{MANIFEST_NAME}: altered since the bundle was opened")
+    return content
+
+
+def read_signature(bundle: Bundle) -> bytes | None:
+    """The content of its signature file, as it was found; None where it has none.
+
+    Raises:
+        BundleError: it is no plain file, or too large to be one.
+    """
+    if not os.path.lexists(bundle.path / SIGNATURE_NAME):
+        return None
+    return _read(bundle.path, SIGNATURE_NAME, MAX_SIGNATURE_BYTES)
 
 
 def load_weights(bundle: Bundle) -> dict[str, Tensor]:
@@ -142,7 +168,8 @@ def write_bundle(folder: Path, manifest: Mapping[str, Any], files: Mapping[str, 
 def pack(bundle: Bundle, target: Path) -> None:
     """The bundle as a zip; the same bundle gives the same bytes."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted([MANIFEST_NAME, *bundle.manifest.files]):
+        signature = [SIGNATURE_NAME] * (bundle.path / SIGNATURE_NAME).is_file()
+        for name in sorted([MANIFEST_NAME, *signature, *bundle.manifest.files]):
             entry = zipfile.ZipInfo(name, ZIP_TIME)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
@@ -156,7 +183,7 @@ def _verified(folder: Path) -> Bundle:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         raise BundleError(f"{MANIFEST_NAME}: {_said(error)}") from error
-    found = _listing(folder) - {MANIFEST_NAME}
+    found = _listing(folder) - {MANIFEST_NAME, SIGNATURE_NAME}
     if len(manifest.files) > MAX_FILES:
         raise BundleError(f"{MANIFEST_NAME}: lists {len(manifest.files)} files, over {MAX_FILES}")
     for name in sorted(found - manifest.files.keys()):
@@ -170,12 +197,30 @@ def _verified(folder: Path) -> Bundle:
 
 
 def _manifest_bytes(folder: Path) -> bytes:
-    path = folder / MANIFEST_NAME
-    if path.is_symlink() or not path.is_file():
+    if not os.path.lexists(folder / MANIFEST_NAME):
         raise BundleError(f"{MANIFEST_NAME}: missing")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{MANIFEST_NAME}: over {MAX_MANIFEST_BYTES} bytes")
-    return path.read_bytes()
+    return _read(folder, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+
+
+def _read(folder: Path, name: str, limit: int) -> bytes:
+    """The content of a plain file; a link is not followed, a pipe not waited for.
+
+    Raises:
+        BundleError: it is none, cannot be read, or holds more than ``limit`` bytes.
+    """
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(folder / name, flags)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise BundleError(f"{name}: neither a file nor a folder")
+            content = b"" if found.st_size > limit else file.read(limit + 1)
+    except OSError as error:
+        raise BundleError(f"{name}: {error.strerror}") from error
+    if found.st_size > limit or len(content) > limit:  # it may have grown while it was read
+        raise BundleError(f"{name}: over {limit} bytes")
+    return content
 
 
 def _said(error: ValidationError) -> str:
@@ -197,7 +242,7 @@ def _listing(folder: Path) -> set[str]:
             names.add(name)
         elif not stat.S_ISDIR(mode):
             raise BundleError(f"{name}: neither a file nor a folder")
-        if len(names) > MAX_FILES + 1:
+        if len(names) > MAX_FILES + 2:
             raise BundleError(f"{folder.name}: over {MAX_FILES} files")
     return names
 
@@ -218,13 +263,21 @@ def _unpack(archive_path: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive_path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            if len(entries) > MAX_FILES + 1:
+            if len(entries) > MAX_FILES + 2:
                 raise BundleError(f"{archive_path.name}: over {MAX_FILES} files")
             top = _common_folder([entry.filename for entry in entries])
             left = MAX_BYTES
             for entry in entries:
                 left = _unpack_one(archive, entry, folder, top, left)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        ValueError,
+        RuntimeError,  # encrypted; a NotImplementedError is one too
+        EOFError,
+        OSError,
+    ) as error:
         raise BundleError(f"{archive_path.name}: no zip that we open ({error})") from error
 
 
@@ -239,6 +292,9 @@ def _unpack_one(
     mode = entry.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise BundleError(f"{name!r}: not a plain file")
+    # Of any other zipfile unpacks at once what it has read: a megabyte may become gigabytes.
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BundleError(f"{name!r}: compressed in another way than deflate")
     target = folder.joinpath(*parts)
     target.parent.mkdir(parents=True, exist_ok=True)
     # What the entry declares is the sender's word; what comes out is counted.

@@ -57,6 +57,9 @@ def read(datasets: Sequence[Dataset], *, max_pixels: int = MAX_PIXELS) -> ImageS
     total = sum(declared.values for declared in layouts)
     if total > max_pixels:
         raise ReadingError(f"{total} values declared, at most {max_pixels} are read")
+    size = sum(declared.values * declared.allocated // 8 for declared in layouts)
+    if size > 4 * max_pixels:  # doubles: as many would take twice the room of any other
+        raise ReadingError(f"{size} bytes declared, at most {4 * max_pixels} are read")
 
     frames: list[Frame] = []
     grids: list[geometry.Grid] = []

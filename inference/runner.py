@@ -204,7 +204,7 @@ class Runner:
             pieces = list(_pieces(waiting[first : first + self.batch]))
             try:
                 self._forward(pieces, ask)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
                 self._lean(error)
                 continue
             first += sum(frames.stop - frames.start for _, frames in pieces)
@@ -232,7 +232,7 @@ class Runner:
             task.timings["prepare"] += (prepared - started) * count / len(x)
             task.timings["forward"] += (done - prepared) * count / len(x)
 
-    def _lean(self, error: RuntimeError) -> None:
+    def _lean(self, error: MemoryError | RuntimeError) -> None:
         """After an allocation failed: half the batch, for good; a second failure is final."""
         if not _is_out_of_memory(error):
             raise error
@@ -339,7 +339,7 @@ def _padded(rows: Sequence[Tensor]) -> Tensor:
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return (
-        isinstance(error, torch.OutOfMemoryError)
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
         or "out of memory" in text
         or "can't allocate memory" in text
     )

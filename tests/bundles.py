@@ -1,4 +1,4 @@
-"""Makes valid bundles with small random weights in about a second, for tests of everything else."""
+"""Makes valid, signed bundles with small random weights in about a second, for all other tests."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from safetensors.torch import save
 
-from inference.bundle import Bundle, write_bundle
+from dicom_node.services import trust
+from inference.bundle import Bundle, open_bundle, write_bundle
 from inference.manifest import Manifest
 from inference.networks import build
 from inference.preprocessing import prepare
@@ -21,6 +23,20 @@ from inference.types import FrameRef, ImageStack
 LUNG = {"value": "39607008", "scheme": "SCT", "meaning": "Lung"}
 ANATOMY = {"value": "123037004", "scheme": "SCT", "meaning": "Anatomical Structure"}
 SIDES = (("Right", "24028007", [86, 180, 233]), ("Left", "7771000", [230, 159, 0]))
+
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+"""Signs the bundles of tests."""
+OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes([1] * 32))
+TRUST: dict[str, Any] = {"trusted_keys": [trust.setting("tests", KEY)]}
+"""The settings' section under which they run."""
+
+
+def signed(path: Path, key: Ed25519PrivateKey = KEY) -> Bundle:
+    """A bundle's folder, signed as it is now."""
+    bundle = open_bundle(path)
+    trust.sign(bundle, key)
+    return bundle
 
 
 def tiny_manifest(name: str = "tiny", ct: bool = False, **changes: Any) -> dict[str, Any]:
@@ -96,7 +112,7 @@ def make_tiny_bundle(
         network.head.bias /= logits.std(1)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
     output = Runner(whole, weights).golden_output(pixels)
-    return write_bundle(
+    bundle = write_bundle(
         path,
         manifest,
         {
@@ -106,6 +122,8 @@ def make_tiny_bundle(
             manifest["golden"]["output"]: save(output),
         },
     )
+    trust.sign(bundle, KEY)
+    return bundle
 
 
 def _picture(rng: np.random.Generator, low: float, high: float) -> NDArray[np.float32]:

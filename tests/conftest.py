@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from tests.servers import Postgres, postgresql
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from tests.nodes import Clock
 
 TEMPLATE = "migrated"
+
+
+@pytest.fixture(autouse=True)
+def _logs_of_its_own() -> Iterator[None]:
+    """A command run inside a test sends logs to a stderr that is gone afterwards."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +110,7 @@ def _node(url: str, folder: Path, clock: Clock) -> Iterator[Node]:
         listener={"reserve_mb": 0},
         delivery={"timeout": 2, "backoff": 10, "backoff_max": 100, "attempts": 5},
         worker={"device": "cpu", "lease": 20},
+        scheduler={"canary": 0},
     )
     yield made
     made.database.engine.dispose()

@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dicom_node.listener.server import serve
-from dicom_node.services.receive import Outcome, Reception
+from dicom_node.destinations.dimse import DimseDestination
+from dicom_node.dimse.commitment import Report
+from dicom_node.listener.server import Door, Inbox, serve
+from dicom_node.services.admission import Admission, Caller, Reason
+from dicom_node.services.receive import Arrival, Outcome, Reception
 from dicom_node.settings import ListenerSettings
 
 NODE = "NODE"
@@ -32,15 +35,33 @@ class MemoryInbox:
     on_receive: Callable[[Reception], None] = lambda _: None
     received: list[Reception] = field(default_factory=list)
     opened: list[tuple[str, str, str]] = field(default_factory=list)
+    turned_away: list[tuple[str, str, str]] = field(default_factory=list)
     closed: list[tuple[int, bool]] = field(default_factory=list)
     expected: list[dict[str, Any]] = field(default_factory=list)
     failure: Exception | None = None
+    reporting: Collection[str] = ()
+    reports: list[tuple[str, Report]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def known(self, calling: str, address: str) -> bool:
+    def admit(self, caller: Caller) -> Admission:
         if self.failure:
             raise self.failure
-        return calling in self.calling and address in self.addresses
+        if caller.title not in self.calling:
+            return Admission(Reason.UNKNOWN)
+        return Admission(None if caller.address in self.addresses else Reason.ADDRESS)
+
+    def refused(self, address: str, reason: str, calling: str = "") -> None:
+        with self.lock:
+            self.turned_away.append((address, reason, calling))
+
+    def may_report(self, calling: str, address: str) -> bool:
+        return calling in self.reporting and address in self.addresses
+
+    def report(self, report: Report, calling: str) -> int:
+        if self.failure:
+            raise self.failure
+        self.reports.append((calling, report))
+        return 0x0000
 
     def open_association(self, calling: str, called: str, address: str) -> int:
         with self.lock:
@@ -51,11 +72,8 @@ class MemoryInbox:
         with self.lock:
             self.closed.append((association, aborted))
 
-    def receive(self, reception: Reception) -> Outcome:
-        self.on_receive(reception)
-        with self.lock:
-            self.received.append(reception)
-        return Outcome.STORED
+    def begin(self, arrival: Arrival) -> MemoryIntake:
+        return MemoryIntake(self, arrival)
 
     def expect(
         self,
@@ -71,19 +89,47 @@ class MemoryInbox:
             {"source": source, "study": study_uid, "instances": list(sop_instance_uids)}
         )
 
-    def held(self, references: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+    def commit(self, references: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
         have = {(r.sop_class_uid, r.sop_instance_uid) for r in self.received}
         return have & set(references)
 
-    def endpoint(self, ae_title: str) -> tuple[str, int] | None:
-        return self.endpoints.get(ae_title)
+    def endpoint(self, ae_title: str) -> DimseDestination | None:
+        place = self.endpoints.get(ae_title)
+        return DimseDestination(ae_title, *place, calling=NODE, timeout=10.0) if place else None
+
+
+@dataclass
+class MemoryIntake:
+    """Gives the inbox what came, at its end."""
+
+    inbox: MemoryInbox
+    arrival: Arrival
+    data: bytearray = field(default_factory=bytearray)
+
+    def write(self, piece: memoryview) -> None:
+        self.data += piece
+
+    def finish(self) -> Outcome:
+        reception = Reception(bytes(self.data), **vars(self.arrival))
+        self.inbox.on_receive(reception)
+        with self.inbox.lock:
+            self.inbox.received.append(reception)
+        return Outcome.STORED
+
+    def drop(self) -> None:
+        self.data.clear()
 
 
 @contextmanager
 def listening(
-    inbox: MemoryInbox, *, drain: float = 0.0, stop: threading.Event | None = None, **settings: Any
+    inbox: Inbox,
+    *,
+    drain: float = 0.0,
+    stop: threading.Event | None = None,
+    doors: Sequence[Door] = (),
+    **settings: Any,
 ) -> Iterator[int]:
-    """Serve on a free port, which is the value; stopped at the end."""
+    """Serve on a free port, or at ``doors``; the first's port is the value; stopped at the end."""
     stop, ready, ports = stop or threading.Event(), threading.Event(), []
 
     def note(port: int) -> None:
@@ -92,7 +138,9 @@ def listening(
 
     options = ListenerSettings(**{"ae_title": NODE, "port": 0, **settings})
     thread = threading.Thread(
-        target=serve, args=(options, inbox), kwargs={"stop": stop, "ready": note, "drain": drain}
+        target=serve,
+        args=(options, inbox),
+        kwargs={"stop": stop, "ready": note, "drain": drain, "doors": doors},
     )
     thread.start()
     try:
@@ -112,7 +160,7 @@ def main(descriptor: int) -> None:
     serve(
         ListenerSettings(ae_title=NODE),
         inbox,
-        sock=socket.socket(fileno=descriptor),
+        doors=[Door(socket.socket(fileno=descriptor))],
         stop=threading.Event(),
         ready=lambda _: say("ready"),
     )

@@ -30,7 +30,7 @@ from typing import Any, Protocol, TypeVar
 import psutil
 from sqlalchemy import func, inspect, select
 
-from dicom_node.domain.delivery import DeliveryState
+from dicom_node.domain.delivery import ARRIVED, DeliveryState
 from dicom_node.domain.job import JobState
 from dicom_node.domain.model import ModelState
 from dicom_node.domain.routing import parse_rules
@@ -40,6 +40,7 @@ from dicom_node.services import registry
 from dicom_node.services.context import Node
 from dicom_node.settings import CONFIG_VARIABLE, load
 from dicom_node.store.tables import Base, Delivery, Job, Process, Result, Revision, Study
+from tests.bundles import TRUST
 from tests.servers import answers_on, eventually, free_port, need
 
 COMMAND = Path(sys.executable).with_name("dicom-node")
@@ -77,6 +78,7 @@ def alone(**sections: dict[str, Any]) -> dict[str, Any]:
         "completion": {"quiet": [], "default_quiet": 1},
         "scheduler": {"nudge_after": 2},
         "delivery": {"backoff": 1, "backoff_max": 2},
+        "models": TRUST,
     }
     for name, section in sections.items():
         given[name] = {**given.get(name, {}), **section}
@@ -91,11 +93,13 @@ class Running:
         folder: configuration, logs and ``node-data``.
         config: the configuration file.
         children: by role, in the order of their start.
+        faults: variables of ``dicom_node.faults`` for what is started from now on.
     """
 
     folder: Path
     config: Path
     children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def node(self) -> Node:
@@ -119,7 +123,7 @@ class Running:
     def environment(self) -> dict[str, str]:
         """Of the command: this node's and nothing else's."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("DICOM_NODE_")}
-        return {**kept, CONFIG_VARIABLE: str(self.config)}
+        return {**kept, CONFIG_VARIABLE: str(self.config), **self.faults}
 
     def start(self, role: str, *options: str) -> subprocess.Popen[bytes]:
         """Run one role, or ``up``; its log lies beside the configuration."""
@@ -262,7 +266,7 @@ class Running:
         """Until the studies are closed, their jobs have ended and all results are delivered."""
         self.closed(*uids, patience=patience)
         ended = {JobState.DONE, JobState.DEAD, JobState.CANCELLED}
-        over = {DeliveryState.SENT, DeliveryState.DEAD}
+        over = ARRIVED | {DeliveryState.DEAD}
 
         def done() -> bool:
             if not all(job.state in ended for job in self.jobs(*uids)):

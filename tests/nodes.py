@@ -32,6 +32,7 @@ from dicom_node.settings import Settings
 from dicom_node.store.migrate import upgrade
 from dicom_node.store.tables import Model
 from inference.bundle import Bundle
+from tests.bundles import TRUST
 
 
 class Clock:
@@ -49,7 +50,8 @@ class Clock:
 
 def make_node(folder: Path, clock: Clock | None = None, **sections: Any) -> Node:
     """A node with an empty database of the right revision."""
-    settings = Settings(**{"storage": {"folder": folder}, "node_salt": "tests", **sections})
+    given = {"storage": {"folder": folder}, "node_salt": "tests", "models": TRUST}
+    settings = Settings(**{**given, **sections})
     node = Node.open(settings, "test", clock or Clock())
     upgrade(node.database)
     register(node)  # associations belong to a process

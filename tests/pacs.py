@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_role, evt
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.presentation import build_context
 
-from dicom_node.dimse.contexts import VERIFICATION, storage_classes
+from dicom_node.dimse.contexts import STORAGE_COMMITMENT, VERIFICATION, storage_classes
 
 AE_TITLE = "PACS"
 COMPRESSED = (
@@ -34,6 +36,25 @@ COMPRESSED = (
     "1.2.840.10008.1.2.4.90",
 )
 SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *COMPRESSED)
+
+
+STUDY_ROOT = "1.2.840.10008.5.1.4.1.2.2.1"
+PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"
+
+
+class Report(Enum):
+    """What the PACS does once it has taken a request for storage commitment."""
+
+    HERE = auto()  # reports on the same association
+    NEVER = auto()  # says nothing; `Pacs.report` does, when the test wants it
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One N-ACTION: (SOP Class UID, SOP Instance UID) of what is to be kept."""
+
+    transaction_uid: str
+    references: tuple[tuple[str, str], ...]
 
 
 class Do(Enum):
@@ -76,6 +97,13 @@ class Pacs:
         ae_title: required called AE title.
         calling: required calling AE titles; empty accepts all.
         port: 0 lets the system choose; see `port`.
+        commits: for each request for storage commitment in turn, a `Report`, the status that
+            refuses it, or `Do.ABORT`; HERE when they are used up; None: it is not offered.
+        finds: whether it answers queries, for all that it keeps but what is `lost`.
+        tls: with what it speaks TLS; None: without.
+
+    Attributes:
+        lost: Failure Reason by SOP Instance UID of what it says it does not hold.
     """
 
     def __init__(
@@ -89,12 +117,20 @@ class Pacs:
         ae_title: str = AE_TITLE,
         calling: Sequence[str] = (),
         port: int = 0,
+        commits: Iterable[Report | Do | int] | None = None,
+        finds: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self.commits = None if commits is None else list(commits)
+        self.asked: list[Asked] = []
+        self.queries = 0
+        self.lost: dict[str, int] = {}
         self.folder, self.comment, self.ae_title = folder, comment, ae_title
         self.answers = list(answers)
         self.received: list[Received] = []
         self.associations = 0
         self._lock = threading.Lock()
+        self._stopped = False
         self._released = threading.Event()
         self._reading = threading.Event()
         self._reading.set()
@@ -105,8 +141,12 @@ class Pacs:
         accepted = storage_classes() if classes is None else classes
         contexts = [build_context(VERIFICATION)]
         contexts += [build_context(c, list(syntaxes)) for c in sorted(accepted)]
+        if commits is not None:
+            contexts.append(build_context(STORAGE_COMMITMENT))
+        if finds:
+            contexts.append(build_context(STUDY_ROOT))
         self._contexts = contexts
-        self._wanted_port = port
+        self._wanted_port, self._tls = port, tls
         self._server: Any = None
 
     @property
@@ -119,10 +159,13 @@ class Pacs:
             ("127.0.0.1", self._wanted_port),
             block=False,
             contexts=self._contexts,
+            ssl_context=self._tls,
             evt_handlers=[
                 (evt.EVT_C_STORE, self._store),
                 (evt.EVT_ACCEPTED, self._accepted),
                 (evt.EVT_PDU_RECV, self._pdu),
+                (evt.EVT_N_ACTION, self._commit),
+                (evt.EVT_C_FIND, self._find),
             ],
         )
         return self
@@ -137,6 +180,9 @@ class Pacs:
 
     def stop(self) -> None:
         """Go down: abort what runs, close the port. A new `Pacs` may take the same port."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._released.set()
         self._reading.set()
         for association in self._server.active_associations:
@@ -158,6 +204,79 @@ class Pacs:
         """SHA-256 of the kept data sets by SOP Instance UID."""
         with self._lock:
             return {r.sop_instance_uid: r.sha256 for r in self.received if r.path}
+
+    def report(self, asked: Asked, port: int, called: str, calling: str = "") -> int | None:
+        """Report on a new association to a listener on this machine; its answer's status."""
+        ae = AE(calling or self.ae_title)
+        ae.add_requested_context(STORAGE_COMMITMENT)
+        role = build_role(STORAGE_COMMITMENT, scp_role=True)
+        association = ae.associate("127.0.0.1", port, ae_title=called, ext_neg=[role])
+        if not association.is_established:
+            return None
+        event, information = self._information(asked)
+        answer, _ = association.send_n_event_report(
+            information, event, STORAGE_COMMITMENT, PUSH_MODEL_INSTANCE
+        )
+        association.release()
+        return int(answer.Status) if "Status" in answer else None
+
+    def _information(self, asked: Asked) -> tuple[int, Dataset]:
+        information, kept, failed = Dataset(), [], []
+        information.TransactionUID = asked.transaction_uid
+        for sop_class, instance in asked.references:
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+            if instance in self.lost:
+                item.FailureReason = self.lost[instance]
+                failed.append(item)
+            else:
+                kept.append(item)
+        if kept:
+            information.ReferencedSOPSequence = kept
+        if failed:
+            information.FailedSOPSequence = failed
+        return (2 if failed else 1), information
+
+    def _commit(self, event: evt.Event) -> tuple[int, None]:
+        wanted = event.action_information
+        references = tuple(
+            (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
+            for item in wanted.ReferencedSOPSequence
+        )
+        asked = Asked(str(wanted.TransactionUID), references)
+        with self._lock:
+            self.asked.append(asked)
+            does = self.commits.pop(0) if self.commits else Report.HERE
+        if isinstance(does, int):
+            return does, None
+        if does is Do.ABORT:
+            event.assoc.abort()
+        if does is Do.HANG:
+            self._released.wait()
+        if does is Report.HERE:
+            threading.Thread(target=self._report_here, args=(event.assoc, asked)).start()
+        return 0x0000, None
+
+    def _report_here(self, association: Any, asked: Asked) -> None:
+        time.sleep(0.1)  # after the response to the request
+        event, information = self._information(asked)
+        association.send_n_event_report(information, event, STORAGE_COMMITMENT, PUSH_MODEL_INSTANCE)
+
+    def _find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        wanted = event.identifier
+        assert wanted.QueryRetrieveLevel == "IMAGE"
+        with self._lock:
+            self.queries += 1
+        if wanted.SOPInstanceUID in self.hold().keys() - self.lost.keys():
+            held = dcmread(self.folder / f"{wanted.SOPInstanceUID}.dcm", stop_before_pixels=True)
+            match = Dataset()
+            match.QueryRetrieveLevel = "IMAGE"
+            match.SOPInstanceUID = held.SOPInstanceUID
+            if (held.StudyInstanceUID, held.SeriesInstanceUID) == (
+                wanted.StudyInstanceUID,
+                wanted.SeriesInstanceUID,
+            ):
+                yield 0xFF00, match
 
     def _accepted(self, _: evt.Event) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -322,7 +323,11 @@ class Orthanc:
 
     def answers(self) -> bool:
         with suppress(OSError):
-            return bool(self._fetch("/system")) and answers_on(self.port)
+            try:
+                self._fetch("/system")
+            except urllib.error.HTTPError as error:
+                assert error.code == 401  # it is up, and wants a password
+            return answers_on(self.port)
         return False
 
     def _fetch(self, path: str, body: bytes | None = None) -> bytes:

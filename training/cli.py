@@ -211,7 +211,9 @@ def export(
     from training import steps
 
     written = steps.export(run, data, bundle, recipe and _recipe(recipe))
-    console.print(f"now: dicom-node models add {written.path}", soft_wrap=True)
+    console.print(
+        f"now: dicom-node models sign {written.path} --key FILE, then models add", soft_wrap=True
+    )
     typer.echo(f"{written.path} {written.digest}")
 
 

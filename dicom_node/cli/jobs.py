@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dicom_node.audit.messages import RESTRICTED_FUNCTION
+from dicom_node.cli.audit import accessed, changed
 from dicom_node.cli.output import Json, ago, coloured, many, print_json, print_rows, say
 from dicom_node.cli.state import node
 from dicom_node.domain.delivery import DeliveryState
@@ -35,6 +37,7 @@ def list_(
 def show(job: Number, json: Json = False) -> None:
     """Show a job: its inputs, what it found, its results."""
     told = service.show_job(node(), job)
+    accessed(told["study"])
     if json:
         print_json(told)
         return
@@ -65,13 +68,15 @@ def show(job: Number, json: Json = False) -> None:
 def retry(job: Number) -> None:
     """Let a dead or cancelled job run again."""
     service.retry_job(node(), job)
+    changed(RESTRICTED_FUNCTION, f"jobs/{job}", "to run again")
     say(f"job {job} is ready")
 
 
 @app.command()
 def cancel(job: Number) -> None:
-    """Stop a job that waits or runs."""
+    """Stop a job that waits or runs; let a dead one be, so that its images may be purged."""
     service.cancel_job(node(), job)
+    changed(RESTRICTED_FUNCTION, f"jobs/{job}", "cancelled")
     say(f"job {job} is cancelled")
 
 
@@ -99,14 +104,20 @@ def show_delivery(delivery: Number, json: Json = False) -> None:
     say(f"{told['sop_instance_uid']}  {told['file']}")
     if told["next_at"]:
         say(f"next attempt {ago(told['next_at'])}")
+    if told["confirm_at"]:
+        say(f"the destination is asked whether it holds it {ago(told['confirm_at'])}")
+    for row in told["commitments"]:
+        answer = row["answer"] if row["answered_at"] else "no report yet"
+        say(f"commitment asked for {ago(row['asked_at'])}: {answer}  {row['transaction']}")
     rows = [{**row, "utc": f"{row['at']:%Y-%m-%d %H:%M:%S}"} for row in told["log"]]
     print_rows(rows, ("utc", "at", "status", "answer"), False)
 
 
 @deliveries.command("retry")
 def retry_delivery(delivery: Number) -> None:
-    """Send a dead or a sent delivery again, the same bytes."""
+    """Send a dead delivery, or one that arrived, again, the same bytes."""
     from dicom_node.services.deliver import retry_delivery as again
 
     again(node(), delivery)
+    changed(RESTRICTED_FUNCTION, f"deliveries/{delivery}", "to be sent again")
     say(f"delivery {delivery} is pending")

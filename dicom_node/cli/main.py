@@ -5,6 +5,7 @@ The exit codes stand in ``dicom-node --help``; each error of ``dicom_node.errors
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib.metadata import entry_points
@@ -15,7 +16,8 @@ import typer
 from rich.text import Text
 
 import dicom_node
-from dicom_node.cli import demo, jobs, models, registry, run, send, setup, studies
+from dicom_node import faults
+from dicom_node.cli import audit, demo, jobs, models, purge, registry, run, send, setup, studies
 from dicom_node.cli.output import clean, console, errors
 from dicom_node.cli.state import choose
 from dicom_node.errors import NodeError
@@ -53,7 +55,7 @@ def options(
         console.print(context.get_help())
 
 
-for part in (setup, run, send, demo):
+for part in (setup, run, send, purge, demo):
     part.register(app)
 for name, group in (
     ("db", setup.db),
@@ -65,6 +67,7 @@ for name, group in (
     ("destinations", registry.destinations),
     ("routes", registry.routes),
     ("models", models.app),
+    ("audit", audit.app),
 ):
     app.add_typer(group, name=name)
 
@@ -74,6 +77,8 @@ def main() -> None:
     for extension in entry_points(group="dicom_node.commands"):
         extension.load()(app)  # loads no torch to be asked for its help; a test sees to that
     warnings.filterwarnings("ignore", module="pydicom")  # they quote values of headers
+    if told := faults.arm(os.environ):
+        errors.print(f"dicom-node: {told}", style="bold red")
     try:
         app()  # answers usage errors with 2 and an interrupt with 130
     except NodeError as error:

@@ -25,6 +25,9 @@ Part = str | tuple[str, str]
 _COLOURS = {
     "done": "green",
     "sent": "green",
+    "committed": "green",
+    "confirmed": "green",
+    "unconfirmed": "yellow",
     "closed": "green",
     "active": "green",
     "running": "cyan",

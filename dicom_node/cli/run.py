@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Annotated
 
 import structlog
@@ -36,6 +37,10 @@ def up() -> None:
     chosen = settings()
     telemetry.configure(chosen.log, "up")
     chosen.storage.folder.mkdir(parents=True, exist_ok=True)
+    if chosen.tls.configured:
+        from dicom_node.dimse.tls import server_context
+
+        server_context(chosen.tls)  # told once here, rather than by each child that dies of it
     log.info("database ready", revision=upgrade_database(Database(chosen.database_url)))
     stop = threading.Event()
     on_signals(stop.set)
@@ -44,28 +49,41 @@ def up() -> None:
 
 def listen(
     fd: Annotated[int | None, typer.Option(hidden=True, help="inherited listening socket")] = None,
+    tls_fd: Annotated[int | None, typer.Option(hidden=True, help="the same, for TLS")] = None,
 ) -> None:
     """Take associations from modalities."""
     from dicom_node.listener.node import NodeInbox
-    from dicom_node.listener.server import bind, serve
+    from dicom_node.listener.server import open_doors, serve
 
     chosen = settings()
     telemetry.configure(chosen.log, "listener")
     stop = threading.Event()
     on_signals(stop.set)
     listening = chosen.listener
-    if fd is None and listening.processes > 1:
-        with bind(listening.host, listening.port) as sock:
-            supervise(_listeners(chosen, sock.fileno()), stop)
+    doors = open_doors(listening, chosen.tls, plain=fd, secure=tls_fd)
+    if fd is None and tls_fd is None and listening.processes > 1:
+        with ExitStack() as stack:
+            inherited = {
+                "--tls-fd" if door.secure else "--fd": stack.enter_context(door.listening).fileno()
+                for door in doors
+            }
+            supervise(_listeners(chosen, inherited), stop)
         return
-    inherited = socket.socket(fileno=fd) if fd is not None else None
     node = _open(chosen, "listener")
 
-    def ready(port: int) -> None:
-        log.info("listening", ae_title=listening.ae_title, host=listening.host, port=port)
+    def ready(_port: int) -> None:
+        for door in doors:
+            port, secure = door.listening.getsockname()[1], door.secure is not None
+            log.info(
+                "listening",
+                ae_title=listening.ae_title,
+                host=listening.host,
+                port=port,
+                tls=secure,
+            )
 
     with registered(node):
-        serve(listening, NodeInbox(node), stop=stop, ready=ready, sock=inherited)
+        serve(listening, NodeInbox(node), stop=stop, ready=ready, doors=doors)
 
 
 def worker(
@@ -79,16 +97,13 @@ def worker(
     _open(settings(), "worker")  # refuse a database of another revision before Celery starts
     name = f"{queues.replace(',', '-')}-{os.getpid()}@%h"
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "ERROR"]
-    # A nudge whose acknowledgement Redis swallowed counts as held: with a prefetch of one the
-    # worker would take no other until its connection is made anew. Deliveries lose nothing by
-    # holding more; workers that run models would hold what others could run.
-    ahead = ["--prefetch-multiplier", "4"] if queues == "deliver" else []
-    app.worker_main(["--quiet", "worker", "--queues", queues, "--hostname", name, *quiet, *ahead])
+    app.worker_main(["--quiet", "worker", "--queues", queues, "--hostname", name, *quiet])
 
 
 def scheduler() -> None:
     """Close complete studies, take back what the dead held, nudge what waits."""
     from dicom_node.errors import Unavailable
+    from dicom_node.services import audit
     from dicom_node.services.dispatch import Nudger
     from dicom_node.services.schedule import Scheduler, reconcile
 
@@ -97,7 +112,7 @@ def scheduler() -> None:
     node = _open(chosen, "scheduler")
     stop = threading.Event()
     on_signals(stop.set)
-    with registered(node):
+    with registered(node), audit.shipping(node):
         reconcile(node)
         rounds = Scheduler(node, Nudger(chosen))
         while not stop.wait(chosen.scheduler.interval):
@@ -131,10 +146,11 @@ def _children(chosen: Settings) -> list[Child]:
     return children
 
 
-def _listeners(chosen: Settings, fd: int) -> list[Child]:
-    command = [*_command(), "listen", "--fd", str(fd)]
+def _listeners(chosen: Settings, inherited: Mapping[str, int]) -> list[Child]:
+    words = [word for name, fd in inherited.items() for word in (name, str(fd))]
+    command = [*_command(), "listen", *words]
     return [
-        Child(f"listener {n}", command, inherit=(fd,))
+        Child(f"listener {n}", command, inherit=tuple(inherited.values()))
         for n in range(1, chosen.listener.processes + 1)
     ]
 

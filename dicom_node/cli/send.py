@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dicom_node.audit.messages import RESTRICTED_FUNCTION
+from dicom_node.cli.audit import changed
 from dicom_node.cli.output import Json, errors, many, print_json, print_rows, say
 from dicom_node.cli.state import node, settings
 from dicom_node.errors import DeliveryFailed, NotFound
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 Calling = Annotated[
     str | None, typer.Option("--calling", "--as", help="AE title to speak as", metavar="AE")
 ]
+
+Tls = Annotated[bool, typer.Option("--tls", help="speak TLS where no destination's entry tells")]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,13 +42,14 @@ def send(
         ),
     ] = None,
     calling: Calling = None,
+    tls: Tls = False,
     json: Json = False,
 ) -> None:
     """Send files over one association and count the answers; exit code 1 if any was not taken."""
     from dicom_node.services.peers import explained
     from dicom_node.services.send import gather
 
-    destination = _peer(to, calling)
+    destination = _peer(to, calling, tls)
     items, skipped = gather(paths)
     if not items:
         raise NotFound("DICOM file in", ", ".join(map(str, paths)))
@@ -76,6 +81,7 @@ def send(
             progress.advance(bar)
 
         destination.send(items, record)
+    changed(RESTRICTED_FUNCTION, f"send/{to or 'listener'}", f"{many(len(items), 'file')} sent")
     told = [{"count": n, "status": s, "answer": words} for (s, words), n in answers.most_common()]
     if json:
         print_json({"answers": told, "failures": failures, "skipped": skipped})
@@ -96,21 +102,22 @@ def echo(
         ),
     ] = None,
     calling: Calling = None,
+    tls: Tls = False,
     json: Json = False,
 ) -> None:
     """Ask a peer whether it is there (C-ECHO), and how fast it answers."""
     from dicom_node.services import peers
 
-    seconds = peers.echo(_peer(to, calling))
+    seconds = peers.echo(_peer(to, calling, tls))
     if json:
         print_json({"peer": to, "seconds": seconds})
     else:
         say(f"{to or 'the listener'} answers in {seconds * 1000:.0f} ms")
 
 
-def _peer(to: str | None, calling: str | None) -> Destination:
+def _peer(to: str | None, calling: str | None, tls: bool) -> Destination:
     from dicom_node.services import peers
 
     if to is None:
-        return peers.own_listener(node(), calling)
-    return peers.at_address(to, settings(), calling) or peers.named(node(), to, calling)
+        return peers.own_listener(node(), calling, tls)
+    return peers.at_address(to, settings(), calling, tls) or peers.named(node(), to, calling)

@@ -108,6 +108,9 @@ def status(json: Json = False) -> None:
         say(place, state, f"  since {ago(process['started_at'])}", indent=2)
     if not told["processes"]:
         say(("none is running: `dicom-node up`", "yellow"), indent=2)
+    for queue in told["queues"]:
+        if queue["late"]:
+            say((f"queue {queue['queue']}: nobody takes tasks from it", "bold red"), indent=2)
     say(("associations ", "bold"), f" {told['associations']} open")
     _line("studies", told["studies"])
     _line("jobs", told["jobs"], "the oldest ready one came", told["oldest_ready_job"])
@@ -115,6 +118,11 @@ def status(json: Json = False) -> None:
     _line("deliveries", told["deliveries"], "the oldest pending one came", waits)
     models = [part for m in told["models"] for part in (coloured(m["state"]), f" {m['model']}  ")]
     say(("models       ", "bold"), " ", *(models or [("none active", "yellow")]))
+    _audit(told["audit"])
+    for file in told["certificates"]:
+        if file["renew"]:
+            until = f" ends on {file['ends']:%Y-%m-%d}" if file["ends"] else ""
+            say((f"{file['setting']}{until}: ", "bold red"), file["what"])
     if told["alerts"]:
         _heading(f"alerts ({len(told['alerts'])})", "bold red")
         print_rows(told["alerts"][:10], ("at", "kind", "subject", "text"), False, indent=2)
@@ -148,6 +156,14 @@ def current(json: Json = False) -> None:
             say("run ", ("dicom-node db upgrade", "cyan"))
     if found != needed:
         raise typer.Exit(1)
+
+
+def _audit(told: dict[str, Any]) -> None:
+    shipped = ago(told["shipped_at"]) if told["shipped_at"] else "never"
+    waits = f", {told['waiting']} wait for {told['receiver']}, last shipped {shipped}"
+    fault = [(f": {told['fault']}", "yellow")] if told["fault"] else []
+    text = many(told["records"], "record") + (waits if told["receiver"] else ", kept here only")
+    say(("audit        ", "bold"), f" {text}", *fault)
 
 
 def _heading(text: str, style: str = "bold") -> None:

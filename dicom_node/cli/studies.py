@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dicom_node.audit.messages import RESTRICTED_FUNCTION, Action
+from dicom_node.cli.audit import accessed, changed
 from dicom_node.cli.output import Json, ago, coloured, many, print_json, print_rows, say
 from dicom_node.cli.state import node
 from dicom_node.cli.why import print_explanation
@@ -45,6 +47,7 @@ def list_(
 def show(uid: Uid, json: Json = False) -> None:
     """Show a study's series, revisions and jobs."""
     told = service.show_study(node(), uid)
+    accessed(uid)
     if json:
         print_json(told)
         return
@@ -52,7 +55,16 @@ def show(uid: Uid, json: Json = False) -> None:
     say((uid, "bold"), "  ", coloured(told["state"]), came)
     if told["waiting_for"]:
         say(told["waiting_for"])
-    counts = ("number", "modality", "description", "instances", "counting", "megabytes", "from")
+    counts = (
+        "number",
+        "modality",
+        "description",
+        "instances",
+        "counting",
+        "purged",
+        "megabytes",
+        "from",
+    )
     print_rows(told["series"], (*counts, "series"), False)
     if told["revisions"]:
         say("")
@@ -71,6 +83,7 @@ def show(uid: Uid, json: Json = False) -> None:
 def why(uid: Uid, json: Json = False) -> None:
     """Tell where a study is and why: what came, what was decided, what ran, what was sent."""
     told = explain.explain(node(), uid)
+    accessed(uid)
     if json:
         print_json(told)
     else:
@@ -85,6 +98,7 @@ def rerun(
 ) -> None:
     """Run a study's models again; the new report names the one that it supersedes."""
     made = jobs.rerun_study(node(), uid, model)
+    changed(RESTRICTED_FUNCTION, f"studies/{uid}", "models to run again")
     if json:
         print_json({"jobs": made})
     else:
@@ -95,6 +109,7 @@ def rerun(
 def reopen(uid: Uid) -> None:
     """Look at a closed study again, with the rules and models that are in force now."""
     service.reopen_study(node(), uid)
+    changed(RESTRICTED_FUNCTION, f"studies/{uid}", "reopened")
     say(f"open again; `dicom-node studies why {uid}` tells what became of it")
 
 
@@ -107,6 +122,7 @@ def resolve(
 ) -> None:
     """Settle an identity conflict: keep one patient's instances, pass over the others."""
     told = service.resolve_study(node(), uid, patient_id, issuer)
+    accessed(uid, Action.UPDATE)
     if json:
         print_json(told)
         return
@@ -129,8 +145,11 @@ def list_quarantine(
 
     columns = ["id", "received_at", "from", "held_since", "differs_in", "sop_instance_uid", "study"]
     if everything:
-        columns.insert(1, "resolution")
-    print_rows(ask(node(), everything), columns, json)
+        columns[1:1] = ["resolution", "purged_at"]
+    rows = ask(node(), everything)
+    for uid in dict.fromkeys(row["study"] for row in rows):
+        accessed(uid)
+    print_rows(rows, columns, json)
 
 
 @instances.command("resolve")
@@ -142,6 +161,7 @@ def resolve_instance(
     from dicom_node.services.instances import resolve_instance as settle
 
     settle(node(), number, keep.value)
+    changed(RESTRICTED_FUNCTION, f"instances/{number}", f"settled: the {keep.value} one is kept")
     say(
         "the newcomer is the instance; the study is open" if keep is Keep.NEW else "nothing changed"
     )

@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 PATIENCE = 30.0
 """Seconds that a child may take to drain; a group that takes longer is killed."""
+FIRST_WAIT, LONGEST_WAIT, STEADY = 0.5, 30.0, 60.0
+"""Seconds before a restart: doubled each time, from the first again after a steady run."""
 
 
 @dataclass
@@ -41,11 +43,13 @@ class Child:
     inherit: tuple[int, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
     restart_at: float = 0.0
-    wait: float = 0.5
+    wait: float = FIRST_WAIT
 
     def start(self) -> None:
         """Start or restart it."""
+        self.started_at = time.monotonic()
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
@@ -101,10 +105,12 @@ def _look_after(child: Child) -> None:
             child.start()
             log.warning("restarted", child=child.name)
     elif (code := child.process.poll()) is not None:
+        if now - child.started_at > STEADY:
+            child.wait = FIRST_WAIT
         log.error("died", child=child.name, code=code, again_in=child.wait)
         child.signal(signal.SIGKILL, group=True)  # what it may have left behind
         child.process, child.restart_at = None, now + child.wait
-        child.wait = min(child.wait * 2, 30.0)
+        child.wait = min(child.wait * 2, LONGEST_WAIT)
 
 
 def _drain(child: Child) -> None:

@@ -17,12 +17,13 @@ def build(kind: str, config: Mapping[str, Any], settings: Settings) -> Destinati
     """The destination of a stored row.
 
     Args:
-        kind: ``dimse`` (config ae_title, host, port) or ``folder`` (config path).
+        kind: ``dimse`` (config ae_title, host, port; perhaps tls, tls_name), ``dicomweb``
+            (config url, and what `DicomwebDestination` has beside it) or ``folder`` (config path).
         config: of that kind.
-        settings: our AE title and the timeout.
+        settings: our AE title, the timeout, our certificate.
 
     Raises:
-        ConfigurationError: no such kind.
+        ConfigurationError: no such kind, or its configuration cannot be right.
     """
     if kind == "dimse":
         return DimseDestination(
@@ -31,7 +32,14 @@ def build(kind: str, config: Mapping[str, Any], settings: Settings) -> Destinati
             port=int(config["port"]),
             calling=settings.listener.ae_title,
             timeout=settings.delivery.timeout,
+            tls=settings.tls if config.get("tls") else None,
+            tls_name=config.get("tls_name", ""),
         )
+    if kind == "dicomweb":
+        # Only what speaks HTTP loads a client of it.
+        from dicom_node.destinations.dicomweb import DicomwebDestination
+
+        return DicomwebDestination.of(config, settings.delivery.timeout)
     if kind == "folder":
         return FolderDestination(Path(config["path"]))
     raise ConfigurationError(f"no destinations of kind {kind!r}")

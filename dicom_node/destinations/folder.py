@@ -32,7 +32,7 @@ class FolderDestination:
             except OSError as error:
                 on_result(item, DeliveryFailed(f"folder: {error.strerror}", Retry.LATER))
             else:
-                on_result(item, Sent(0, "", item.transfer_syntax))
+                on_result(item, Sent(0, item.transfer_syntax))
 
     def _put(self, item: Item) -> None:
         if not is_uid(item.sop_instance_uid) or not item.sop_instance_uid.strip("."):
@@ -47,7 +47,7 @@ class FolderDestination:
                 target.flush()
                 os.fsync(target.fileno())
             temporary.chmod(0o644)
-            temporary.replace(self.folder / f"{item.sop_instance_uid}.dcm")
+            temporary.replace(self.folder / _name(item))
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -68,3 +68,18 @@ class FolderDestination:
         except OSError as error:
             fault = f"folder: {error.strerror}"
         return EchoResult(not fault, fault, time.monotonic() - started)
+
+    def confirm(self, items: Sequence[Item]) -> set[str]:
+        """Those whose file is there, unless the PACS has taken any away: then it cannot be said.
+
+        Raises:
+            DeliveryFailed: a file is gone.
+        """
+        held = {i.sop_instance_uid for i in items if (self.folder / _name(i)).is_file()}
+        if len(held) < len({item.sop_instance_uid for item in items}):
+            raise DeliveryFailed("a folder does not tell what was taken from it", Retry.NEVER)
+        return held
+
+
+def _name(item: Item) -> str:
+    return f"{item.sop_instance_uid}.dcm"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dicom_node.errors import DeliveryFailed, Retry
+from dicom_node.errors import DeliveryFailed, DestinationClosed, Retry
 
 
 @dataclass(frozen=True)
@@ -33,33 +33,28 @@ class Sent:
 
     Attributes:
         status: its DIMSE or HTTP status, 0x0000 where there is none; 0xBxxx is a warning.
-        comment: what it said beside, untrusted; not for logs.
         transfer_syntax: in which it was sent; another than the item's where the destination takes
             only that, and then the bytes differ from the file's.
     """
 
     status: int
-    comment: str
     transfer_syntax: str
-
-    @property
-    def answer(self) -> str:
-        """What a record or a log may say of it."""
-        return f"status 0x{self.status:04X}, sent in {self.transfer_syntax}"
 
 
 class Refused(DeliveryFailed):
-    """The destination answered with a failure.
+    """The destination answered with a failure; what it said beside may quote the patient.
 
     Args:
         status: its status.
         retry: whether the same bytes may be accepted later.
-        comment: what it said beside, untrusted: it may quote the patient, so ``reason`` does not.
     """
 
-    def __init__(self, status: int, retry: Retry, comment: str = "") -> None:
+    def __init__(self, status: int, retry: Retry) -> None:
         super().__init__(f"refused with status 0x{status:04X}", retry, status)
-        self.comment = comment
+
+
+class Untried(DestinationClosed):
+    """The destination was away, or lost, before this item's turn: it counts as no attempt."""
 
 
 @dataclass(frozen=True)
@@ -95,4 +90,16 @@ class Destination(Protocol):
 
     def echo(self) -> EchoResult:
         """See whether the destination can be reached; never raises for one that cannot."""
+        ...
+
+    def confirm(self, items: Sequence[Item]) -> set[str]:
+        """The SOP Instance UIDs of those of the items that the destination says it holds now.
+
+        Asked where it does not commit to them. A ``send`` whose failure is a ``DestinationClosed``
+        counts towards closing the destination (``services.breaker``); so does this.
+
+        Raises:
+            DestinationClosed: it is away; it is asked again when it is back.
+            DeliveryFailed: it does not say; ``Retry.NEVER``: it never will.
+        """
         ...

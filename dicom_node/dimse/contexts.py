@@ -68,9 +68,22 @@ def accepted() -> tuple[PresentationContext, ...]:
     inflation has no bound there.
     """
     services = [build_context(c, list(UNCOMPRESSED)) for c in (VERIFICATION, MPPS)]
-    services.append(build_context(STORAGE_COMMITMENT, list(UNCOMPRESSED)))
+    services.append(_commitment())
     storage = [build_context(c, list(TRANSFER_SYNTAXES)) for c in sorted(storage_classes())]
     return (*services, *storage)
+
+
+@cache
+def answering() -> tuple[PresentationContext, ...]:
+    """What a destination may do that is no modality: report on what we asked it to keep."""
+    return build_context(VERIFICATION, list(UNCOMPRESSED)), _commitment()
+
+
+def _commitment() -> PresentationContext:
+    """In both roles: modalities ask us, and a destination that we asked reports (PS3.4 J.3.3)."""
+    context = build_context(STORAGE_COMMITMENT, list(UNCOMPRESSED))
+    context.scu_role, context.scp_role = True, True
+    return context
 
 
 def keep_first_choice(proposed: Iterable[PresentationContext]) -> None:

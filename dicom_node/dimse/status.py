@@ -17,11 +17,10 @@ status   the listener's meaning
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
-
-from pydicom.dataset import Dataset
 
 from dicom_node.errors import (
     ConflictingInstance,
@@ -48,7 +47,11 @@ PROCESSING_FAILURE: Final = 0x0110
 DUPLICATE_INSTANCE: Final = 0x0111
 NO_SUCH_INSTANCE: Final = 0x0112
 INVALID_ARGUMENT: Final = 0x0115
+NO_SUCH_CLASS: Final = 0x0118
 NO_SUCH_ACTION: Final = 0x0123
+NOT_AUTHORIZED: Final = 0x0124
+DUPLICATE_TRANSACTION: Final = 0x0131  # a failure reason only, PS3.3 C.14.1.1
+UNRECOGNIZED_OPERATION: Final = 0x0211
 RESOURCE_LIMITATION: Final = 0x0213
 
 _STATUS_OF: Final = MappingProxyType(
@@ -78,8 +81,16 @@ def status_for(error: Exception) -> int:
     return next(_STATUS_OF[kind] for kind in type(error).__mro__ if kind in _STATUS_OF)
 
 
-def response_to(error: Exception) -> Dataset:
-    """The status elements of a failed C-STORE: Status and ErrorComment (LO).
+@dataclass(frozen=True)
+class Answer:
+    """Status (0000,0900) and ErrorComment (0000,0902) of a response."""
+
+    status: int
+    comment: str = ""
+
+
+def response_to(error: Exception) -> Answer:
+    """The answer to a failed C-STORE.
 
     Only a `RefusedInstance` speaks for itself; other messages may name paths and hosts.
     """
@@ -88,13 +99,10 @@ def response_to(error: Exception) -> Dataset:
     return response(code, comment)
 
 
-def response(code: int, comment: str) -> Dataset:
-    """Status elements; the comment is cut to 64 printable ASCII characters without backslash."""
-    answer = Dataset()
-    answer.Status = code
+def response(code: int, comment: str) -> Answer:
+    """An answer; the comment is cut to 64 printable ASCII characters without backslash (VR LO)."""
     printable = (c if c.isascii() and c.isprintable() and c != "\\" else "?" for c in comment[:64])
-    answer.ErrorComment = "".join(printable)
-    return answer
+    return Answer(code, "".join(printable))
 
 
 class Meaning(StrEnum):
@@ -121,3 +129,39 @@ def meaning_of(status: int) -> Meaning:
         return Meaning.WARNING
     refused = status & 0xFF00 == 0xA900 or status & 0xF000 == 0xC000
     return Meaning.NEVER if refused or status == SOP_CLASS_NOT_SUPPORTED else Meaning.LATER
+
+
+class Doubt(StrEnum):
+    """What follows where a destination does not commit to an instance."""
+
+    SEND = "send it again"
+    ASK = "ask again"
+    QUERY = "query instead"
+
+
+def doubt_of(failure_reason: int) -> Doubt:
+    """What a Failure Reason (0008,1197) of storage commitment asks of us (PS3.3 C.14.1.1).
+
+    Whatever else it says, the destination may not have the object: the same bytes do no harm.
+    """
+    if failure_reason == DUPLICATE_TRANSACTION:
+        return Doubt.ASK
+    # It took the object and does not commit to the class: sending it again changes nothing.
+    return Doubt.QUERY if failure_reason == SOP_CLASS_NOT_SUPPORTED else Doubt.SEND
+
+
+_NEVER_COMMITS: Final = frozenset(
+    {
+        NO_SUCH_INSTANCE,
+        NO_SUCH_CLASS,
+        SOP_CLASS_NOT_SUPPORTED,
+        NO_SUCH_ACTION,
+        NOT_AUTHORIZED,
+        UNRECOGNIZED_OPERATION,
+    }
+)
+
+
+def commits(status: int) -> bool:
+    """Whether a destination that answered an N-ACTION so commits at all (PS3.7 annex C)."""
+    return status not in _NEVER_COMMITS

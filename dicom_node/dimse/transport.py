@@ -1,57 +1,53 @@
-"""Owns the guarded pieces under pynetdicom: whatever a peer can make us hold, await or spin on
-has a bound here. Refuses to know who the peer is and what a data set means.
+"""Owns the guarded pieces under pynetdicom that both directions share, and outgoing associations.
+
+Whatever a peer can make us await or hold has a bound here. Refuses to know who the peer is.
 
 - Every read of a PDU and every write has a deadline; a declared PDU length has a cap.
 - An association exists only once its whole A-ASSOCIATE-RQ is here (`read_request`), so silent
   clients cost a blocked thread each and none of pynetdicom's.
-- A data set over the limit is read to its end and dropped, to be answered with a status.
-- While one message waits to be served, no more is read: TCP holds back who pipelines.
-- pynetdicom's two loops wait for events instead of polling a thousand times a second.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
-import select
 import socket
 import struct
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any, Final, cast
 
-import structlog
 from pydicom.uid import UID
 from pynetdicom import AE, _config
-from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
-from pynetdicom.dimse_primitives import C_STORE, N_EVENT_REPORT
-from pynetdicom.dul import DULServiceProvider
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.pdu import A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import P_DATA
-from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
 
 from dicom_node import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.dimse.messages import ProtocolBreach
 
-log = structlog.get_logger(__name__)
+__all__ = [
+    "REQUEST_CAP",
+    "DeadlineSocket",
+    "Limits",
+    "ProtocolBreach",
+    "RequestorAE",
+    "configure_pynetdicom",
+    "introduce",
+    "prepare",
+    "read_request",
+    "receive_exactly",
+]
 
 # 128 presentation contexts of 40 transfer syntaxes are 350 kB.
 REQUEST_CAP: Final = 1 << 20
-COMMAND_CAP: Final = 1 << 16
-# N-ACTION and N-SET: references to 50,000 instances are about 8 MB.
-SERVICE_DATASET_CAP: Final = 16 << 20
-# Seconds after which a waiting loop looks at its timers, if nothing woke it before.
+# Seconds after which a wait for an answer looks whether the connection is still there.
 TICK: Final = 0.25
 _ABORT_PDU: Final = bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 0))  # PS3.8 9.3.8: by the provider
-
-
-class ProtocolBreach(Exception):
-    """The peer sent what no conforming peer sends; the association ends."""
 
 
 @dataclass(frozen=True)
@@ -207,255 +203,49 @@ class DeadlineSocket(AssociationSocket):
             self.event_queue.put("Evt17")
 
 
-class _Wake:
-    """Makes a poll return, from any thread."""
-
-    def __init__(self) -> None:
-        self._here, self._there = socket.socketpair()
-        self._here.setblocking(False)
-        self._there.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._here.fileno()
-
-    def set(self) -> None:
-        try:
-            self._there.send(b"\0")
-        except OSError:  # full: awake already; closed: nobody left to wake
-            return
-
-    def clear(self) -> None:
-        try:
-            self._here.recv(4096)
-        except OSError:
-            return
-
-    def close(self) -> None:
-        self._here.close()
-        self._there.close()
-
-
-class _AnnouncingQueue(queue.Queue[Any]):
-    """A queue that calls back after each put."""
-
-    def __init__(self, announce: Callable[[], None]) -> None:
-        super().__init__()
-        self._announce = announce
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        super().put(item, block, timeout)
-        self._announce()
-
-
-class AcceptedSocket(DeadlineSocket):
-    """The socket of an accepted association: begins with the request that was already read."""
-
-    assoc: GuardedAssociation
-
-    def __init__(
-        self, assoc: GuardedAssociation, sock: socket.socket, request: bytes, limits: Limits
-    ) -> None:
-        super().__init__(assoc, limits, client_socket=sock)
-        self._request = bytearray(request)
-        self._wake_only, self._all = select.poll(), select.poll()
-        for poll in (self._wake_only, self._all):
-            poll.register(assoc.wake, select.POLLIN)
-        self._all.register(sock, select.POLLIN)
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is something to read; waits for that, or for something to send.
-
-        With TLS, what the SSL socket holds decrypted must count here too.
-        """
-        if self.socket is None or not self._is_connected:
-            return False
-        if self._request:
-            return True
-        poll = self._wake_only if self.assoc.dimse.is_full else self._all
-        events = poll.poll(TICK * 1000 if self.event_queue.empty() else 0)
-        self.assoc.wake.clear()
-        return any(fd != self.assoc.wake.fileno() for fd, _ in events)
-
-    def recv(self, nr_bytes: int) -> bytearray:
-        """The request first, then the network."""
-        if self._request:
-            taken, self._request = self._request[:nr_bytes], self._request[nr_bytes:]
-            return taken
-        return super().recv(nr_bytes)
-
-
-class DiscardedDataSet(BytesIO):
-    """Stands for a data set that passed the limit; its bytes were not kept."""
-
-    size = 0
-
-    def write(self, data: Any) -> int:
-        """Count only."""
-        self.size += len(data)
-        return len(data)
-
-
-class _GuardedDimse(DIMSEServiceProvider):
-    """Message assembly with limits, and a queue of one."""
-
-    assoc: GuardedAssociation
-
-    @property
-    def is_full(self) -> bool:
-        """Whether a message waits while another is served: nothing more is read meanwhile."""
-        return not self.msg_queue.empty()
-
-    def get_msg(self, block: bool = False) -> Any:
-        """The next message. The reactor asks without blocking, in a loop: let it wait here."""
-        if block:
-            return super().get_msg(block=True)
-        try:
-            item = self.msg_queue.get(timeout=TICK)
-        except queue.Empty:
-            return None, None
-        self.assoc.wake.set()
-        return item
-
-    def receive_primitive(self, primitive: P_DATA) -> None:
-        """Take one P-DATA. An exception here would end pynetdicom's thread without an abort."""
-        try:
-            self._bound(primitive)
-            super().receive_primitive(primitive)
-        except Exception as error:
-            log.warning("message abandoned", error=type(error).__name__, **self.assoc.names)
-            self.message = None
-            self.dul.event_queue.put("Evt19")
-
-    def _bound(self, primitive: P_DATA) -> None:
-        if self.message is None:
-            self.message = DIMSEMessage()
-        message = self.message
-        for _, fragment in primitive.presentation_data_value_list:
-            size = len(fragment) - 1  # PS3.8 E.2: the first byte is the control header
-            if fragment[0] & 1:  # a command
-                if message.encoded_command_set.tell() + size > COMMAND_CAP:
-                    raise ProtocolBreach("command set too long")
-                continue
-            held, limit = cast(BytesIO, message.data_set), self.assoc.limits.dataset
-            if isinstance(held, DiscardedDataSet):
-                if held.size > 2 * limit:
-                    raise ProtocolBreach("data set without end")
-            elif not isinstance(message, C_STORE_RQ):
-                if held.tell() + size > SERVICE_DATASET_CAP:
-                    raise ProtocolBreach("data set of a service too long")
-            elif held.tell() + size > limit:
-                message.data_set = DiscardedDataSet()
-                message.data_set.size = held.tell()
-
-
-class _GuardedDul(DULServiceProvider):
-    """The upper layer's thread, woken by what concerns it."""
-
-    def __init__(self, assoc: GuardedAssociation) -> None:
-        super().__init__(assoc)
-        self.daemon = True  # a stuck peer must not keep the process alive
-        self._run_loop_delay = 0  # `AcceptedSocket.ready` waits instead
-        self.to_provider_queue = _AnnouncingQueue(assoc.wake.set)
-        # The reactor waits for messages; a release or abort must end that wait.
-        self.to_user_queue = _AnnouncingQueue(lambda: assoc.dimse.msg_queue.put((None, None)))
-
-    def run_reactor(self) -> None:
-        """Run until the association ends, whatever the peer does to the state machine."""
-        try:
-            super().run_reactor()
-        except Exception as error:  # InvalidEventError and worse; the reactor sees us dead
-            log.warning("upper layer failed", error=type(error).__name__)
-
-
-class GuardedAssociation(Association):
-    """One accepted association on a connected socket; `run_reactor` returns when it is over.
-
-    Attributes:
-        row: the caller's own key of this association, None until it is accepted.
-        afterwards: what to do in the reactor's thread once the running service has answered.
-    """
-
-    dimse: _GuardedDimse
-
-    def __init__(self, ae: AE, sock: socket.socket, request: bytes, limits: Limits) -> None:
-        super().__init__(ae, MODE_ACCEPTOR)
-        self.limits = limits
-        self.wake = _Wake()
-        self.row: int | None = None
-        self.afterwards: list[Callable[[], None]] = []
-        self.dul = _GuardedDul(self)
-        self.dimse = _GuardedDimse(self)
-        # The request is here already, so this only bounds how long a broken one lingers.
-        self.acse_timeout = min(limits.request, 5)
-        self.network_timeout = limits.idle
-        self.acceptor.maximum_length = limits.pdu
-        self.acceptor.ae_title = ae.ae_title
-        self.acceptor.implementation_class_uid = ae.implementation_class_uid
-        self.acceptor.implementation_version_name = ae.implementation_version_name
-        self.acceptor.address_info = AddressInformation(*sock.getsockname()[:2])
-        self.requestor.address_info = AddressInformation(*sock.getpeername()[:2])
-        self.set_socket(AcceptedSocket(self, sock, request, limits))
-
-    @property
-    def names(self) -> dict[str, Any]:
-        """What logs may say of it."""
-        return {"association": self.row, "calling": self.requestor.ae_title}
-
-    def run_reactor(self) -> None:
-        """Negotiate and serve until released, aborted or lost; leaves nothing open."""
-        try:
-            super().run_reactor()
-        finally:
-            self.dul.kill_dul()
-            self.wake.set()
-            if self.dul.is_alive():
-                self.dul.join(self.limits.idle)
-            self.wake.close()
-
-    def _serve_request(self, msg: Any, context_id: int) -> None:
-        if isinstance(msg, N_EVENT_REPORT):
-            return  # an answer to ours, or uncalled for: as an acceptor we offer no SCU role
-        if isinstance(msg, C_STORE) and msg.MessageIDBeingRespondedTo is None:
-            self._serve_store(msg, context_id)
-        else:
-            super()._serve_request(msg, context_id)
-        while self.afterwards:
-            self.afterwards.pop(0)()
-
-    def _serve_store(self, request: C_STORE, context_id: int) -> None:
-        """Hand every C-STORE to the handler.
-
-        pynetdicom would answer nothing to one that lacks a parameter, and abort for a SOP class
-        that it does not know; both deserve a status.
-        """
-        context = self._accepted_cx.get(context_id)
-        if context is None or request.MessageID is None:
-            self.abort()
-            return
-        self._is_paused = True
-        StorageServiceClass(self).SCP(request, context)
-        self._is_paused = False
-
-
 class _PatientDimse(DIMSEServiceProvider):
     """Counts the time for an answer from the last byte sent, not from when sending began.
 
-    Where the connection is gone it gives up at once.
+    Where the connection is gone it gives up at once. A report on storage commitment may come while
+    an answer is awaited: it is kept for the reactor, which answers it in a message of its own. The
+    reactor gets nothing else: woken late on a busy machine, it would take the answer for a request
+    and drop it, and whoever waits for it would wait in vain.
     """
+
+    def __init__(self, assoc: Association) -> None:
+        super().__init__(assoc)
+        self._reports: deque[Any] = deque()
+        self._one_message = threading.Lock()
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        with self._one_message:  # fragments of two must not mix (PS3.8 annex E)
+            super().send_msg(primitive, context_id)
 
     def get_msg(self, block: bool = False) -> Any:
         if not block:
-            return super().get_msg(block=False)
+            with self.msg_queue.mutex:
+                came = self.msg_queue.queue
+                if came and _is_report(came[0]):
+                    self._reports.append(came.popleft())
+            return self._reports.popleft() if self._reports else (None, None)
         sock, asked = cast(DeadlineSocket, self.dul.socket), time.monotonic()
         while True:
             try:
-                return self.msg_queue.get(timeout=TICK)
+                item = self.msg_queue.get(timeout=TICK)
+                if not _is_report(item):
+                    return item
+                self._reports.append(item)
             except queue.Empty:
                 quiet_since = max(asked, sock.last_write)
                 lost = not self.dul.is_alive()
                 if lost or time.monotonic() - quiet_since > sock.limits.idle:
                     return None, None
+
+
+def _is_report(item: tuple[int | None, Any]) -> bool:
+    """Whether a message of the queue is an N-EVENT-REPORT that asks for an answer."""
+    message = item[1]
+    return isinstance(message, N_EVENT_REPORT) and bool(message.is_valid_request)
 
 
 class RequestorAE(AE):

@@ -36,7 +36,8 @@ TRANSITIONS: dict[str, tuple[frozenset[JobState], JobState]] = {
     "finish": (frozenset({JobState.RUNNING}), JobState.DONE),
     "release": (frozenset({JobState.RUNNING}), JobState.READY),
     "give up": (frozenset({JobState.READY, JobState.RUNNING}), JobState.DEAD),
-    "cancel": (frozenset({JobState.READY, JobState.RUNNING}), JobState.CANCELLED),
+    # Of a dead one too: an administrator decides that it stays undone, and its images may go.
+    "cancel": (frozenset({JobState.READY, JobState.RUNNING, JobState.DEAD}), JobState.CANCELLED),
     "retry": (frozenset({JobState.DEAD, JobState.CANCELLED}), JobState.READY),
 }
 

@@ -1,8 +1,9 @@
-"""Owns the storage commitment SCP; commits nothing but what the inbox holds durably.
+"""Owns storage commitment at the listener; commits nothing but what the inbox holds durably.
 
-The answer goes to the AE's known endpoint, tried a few times from one background thread; an AE
-without one gets it on its own association, right after the N-ACTION response. Answers that wait
-are lost with the process: PS3.4 J.3 lets the SCU ask again.
+As SCU it hands what destinations report to the inbox. As SCP it answers to the AE's known endpoint,
+tried a few times from one background thread; an AE without one gets it on its own association,
+right after the N-ACTION response. Answers that wait are lost with the process: PS3.4 J.3 lets the
+SCU ask again.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from pynetdicom import build_role
 from pynetdicom.dimse_primitives import N_ACTION, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 from pynetdicom.events import Event
+from pynetdicom.presentation import build_context
 
+from dicom_node.destinations.dimse import DimseDestination, released, why_not
 from dicom_node.dimse import status
-from dicom_node.dimse.contexts import STORAGE_COMMITMENT, is_uid
-from dicom_node.dimse.transport import GuardedAssociation, RequestorAE
+from dicom_node.dimse.acceptor import GuardedAssociation
+from dicom_node.dimse.commitment import PUSH_MODEL_INSTANCE, REQUEST_COMMITMENT, parse_report
+from dicom_node.dimse.contexts import STORAGE_COMMITMENT, UNCOMPRESSED, is_uid
+from dicom_node.errors import DeliveryFailed, Retry
 from dicom_node.listener.inbox import Inbox
 
 log = structlog.get_logger(__name__)
 
-PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"
-REQUEST_COMMITMENT = 1  # action type, PS3.4 J.3.2
 ALL_HELD, SOME_FAILED = 1, 2  # event types, PS3.4 J.3.3
 NO_SUCH_OBJECT = 0x0112  # failure reason, PS3.3 C.14.1.1
 DELAYS = (0.0, 2.0, 10.0, 60.0, 300.0)
@@ -54,27 +57,16 @@ class Commitments:
     """Takes requests, and answers each once.
 
     Args:
-        ae_title: ours, for the associations on which answers go out.
         inbox: knows what is held and where to answer.
-        timeout: seconds for each step of such an association.
         delays: seconds before each attempt.
     """
 
-    def __init__(
-        self,
-        ae_title: str,
-        inbox: Inbox,
-        *,
-        timeout: float = 10.0,
-        delays: Sequence[float] = DELAYS,
-    ) -> None:
-        self._ae = RequestorAE(ae_title, timeout)
-        self._ae.add_requested_context(STORAGE_COMMITMENT)
+    def __init__(self, inbox: Inbox, delays: Sequence[float] = DELAYS) -> None:
         self._inbox, self._delays = inbox, delays
         self._changed = threading.Condition()
         self._order = itertools.count()
         # (due, order, attempt, request, endpoint); order keeps requests from being compared
-        self._waiting: list[tuple[float, int, int, Request, tuple[str, int]]] = []
+        self._waiting: list[tuple[float, int, int, Request, DimseDestination]] = []
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
         self._thread.start()
@@ -116,6 +108,18 @@ class Commitments:
             return status.RESOURCE_LIMITATION, None
         return status.SUCCESS, None
 
+    def report(self, event: Event) -> tuple[int, None]:
+        """N-EVENT-REPORT: what a destination says of results that it was asked to keep."""
+        association = cast(GuardedAssociation, event.assoc)
+        try:
+            report = parse_report(event.event_information)
+            if report is None:
+                return status.INVALID_ARGUMENT, None
+            return self._inbox.report(report, association.requestor.ae_title), None
+        except Exception as error:
+            log.error("report not recorded", error=type(error).__name__, **association.names)
+            return status.PROCESSING_FAILURE, None
+
     def _answer_here(
         self, association: GuardedAssociation, context_id: int, wanted: Request
     ) -> None:
@@ -124,7 +128,7 @@ class Commitments:
         Waiting would take the peer's next request for the response.
         """
         try:
-            event_type, information = _report(wanted, self._inbox.held(wanted.references))
+            event_type, information = _report(wanted, self._inbox.commit(wanted.references))
         except Exception as error:
             log.error("commitment not answered", error=type(error).__name__, **association.names)
             return
@@ -138,7 +142,7 @@ class Commitments:
         message.EventInformation = BytesIO(encoded or b"")
         association.dimse.send_msg(message, context_id)
 
-    def _enqueue(self, wanted: Request, endpoint: tuple[str, int], attempt: int) -> bool:
+    def _enqueue(self, wanted: Request, endpoint: DimseDestination, attempt: int) -> bool:
         due = time.monotonic() + self._delays[attempt]
         with self._changed:
             if len(self._waiting) >= WAITING_ANSWERS:
@@ -161,34 +165,40 @@ class Commitments:
         """Until the next attempt; None where nothing waits."""
         return max(self._waiting[0][0] - time.monotonic(), 0) if self._waiting else None
 
-    def _try(self, wanted: Request, endpoint: tuple[str, int], attempt: int) -> None:
+    def _try(self, wanted: Request, endpoint: DimseDestination, attempt: int) -> None:
         names = {"calling": wanted.calling, "transaction_uid": wanted.transaction_uid}
         try:
-            event_type, information = _report(wanted, self._inbox.held(wanted.references))
-            answered = self._deliver(wanted.calling, endpoint, event_type, information)
+            event_type, information = _report(wanted, self._inbox.commit(wanted.references))
+            _deliver(endpoint, event_type, information)
+            answered = True
         except Exception as error:
-            log.warning("commitment attempt failed", error=type(error).__name__, **names)
+            reason = error.reason if isinstance(error, DeliveryFailed) else type(error).__name__
+            log.warning("commitment attempt failed", error=reason, **names)
             answered = False
         if answered:
             log.info("commitment answered", complete=event_type == ALL_HELD, **names)
         elif attempt + 1 == len(self._delays) or not self._enqueue(wanted, endpoint, attempt + 1):
             log.error("commitment not answered", attempts=attempt + 1, **names)
 
-    def _deliver(
-        self, ae_title: str, endpoint: tuple[str, int], event_type: int, information: Dataset
-    ) -> bool:
-        # We ask for the association and are the SCP all the same: PS3.4 J.3.3.
-        role = build_role(STORAGE_COMMITMENT, scp_role=True)
-        association = self._ae.associate(*endpoint, ae_title=ae_title, ext_neg=[role])
+
+def _deliver(endpoint: DimseDestination, event_type: int, information: Dataset) -> None:
+    """Tell the modality.
+
+    Raises:
+        DeliveryFailed: it was not told.
+    """
+    # We ask for the association and are the SCP all the same: PS3.4 J.3.3.
+    role = build_role(STORAGE_COMMITMENT, scp_role=True)
+    contexts = [build_context(STORAGE_COMMITMENT, list(UNCOMPRESSED))]
+    association = endpoint.associate(contexts, ext_neg=[role])
+    with released(association):
         if not association.is_established:
-            return False
-        try:
-            answer, _ = association.send_n_event_report(
-                information, event_type, STORAGE_COMMITMENT, PUSH_MODEL_INSTANCE
-            )
-            return bool(answer) and answer.Status == status.SUCCESS
-        finally:
-            association.release()
+            raise why_not(association)
+        answer, _ = association.send_n_event_report(
+            information, event_type, STORAGE_COMMITMENT, PUSH_MODEL_INSTANCE
+        )
+    if answer.get("Status") != status.SUCCESS:
+        raise DeliveryFailed("no success in answer to the report", Retry.LATER)
 
 
 def _parse(calling: str, information: Dataset) -> Request | None:

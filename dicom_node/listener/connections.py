@@ -1,9 +1,9 @@
 """Owns accepted TCP connections until an association takes them; knows no DICOM policy.
 
-Each connection has a thread that waits for the A-ASSOCIATE-RQ under a deadline (and, later, for
-the TLS handshake): nothing a client does or omits can hold up the accept loop. When all places are
-taken, the connection that has kept us waiting longest gives way, so silent clients cannot lock
-others out.
+Each connection has a thread that makes the TLS handshake and waits for the A-ASSOCIATE-RQ, both
+under one deadline: nothing a client does or omits can hold up the accept loop. When all places are
+taken, or all that one address may have, the connection that has kept us waiting longest gives way,
+so silent clients cannot lock others out.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
+from dicom_node.dimse.tls import fault_of
 from dicom_node.dimse.transport import Limits, ProtocolBreach, prepare, read_request
 
 log = structlog.get_logger(__name__)
@@ -52,104 +56,163 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+@dataclass(frozen=True)
+class Door:
+    """A way in.
+
+    Attributes:
+        listening: bound and listening, perhaps shared with other processes.
+        secure: the TLS that connections begin with; None: none.
+    """
+
+    listening: socket.socket
+    secure: Callable[[], ssl.SSLContext] | None = None
+
+
 Converse = Callable[[socket.socket, bytes], None]
+OnFault = Callable[[str, str], None]
+
+
+class _Client:
+    """A connection; ``sock`` changes once, from TCP to TLS."""
+
+    def __init__(self, sock: socket.socket, address: str, door: Door) -> None:
+        self.sock, self.address, self.door = sock, address, door
 
 
 class Connections:
-    """Accepts from a listening socket and gives each connection to ``converse``.
+    """Accepts at all doors and gives each connection to ``converse``.
 
     Args:
-        listening: bound and listening, perhaps shared with other processes.
+        doors: one or more.
         maximum: open connections, associated or not.
         limits: how long a client may take.
         converse: gets the socket and the A-ASSOCIATE-RQ in a thread of its own; returns when the
             association is over.
+        per_address: open connections from one address; None: no such limit.
+        on_fault: called in the connection's thread with address and reason where a client's TLS
+            was refused.
     """
 
     def __init__(
-        self, listening: socket.socket, maximum: int, limits: Limits, converse: Converse
+        self,
+        doors: Sequence[Door],
+        maximum: int,
+        limits: Limits,
+        converse: Converse,
+        per_address: int | None = None,
+        on_fault: OnFault = lambda _address, _reason: None,
     ) -> None:
-        listening.setblocking(False)
-        self._listening, self._maximum, self._limits = listening, maximum, limits
-        self._converse = converse
+        for door in doors:
+            door.listening.setblocking(False)
+        self._doors, self._maximum, self._limits = doors, maximum, limits
+        self._per_address = per_address or maximum
+        self._converse, self._on_fault = converse, on_fault
         self._lock = threading.Lock()
-        self._open = 0
-        self._waiting: dict[socket.socket, None] = {}
+        self._open: Counter[str] = Counter()
+        self._waiting: dict[_Client, None] = {}
 
     def accept_until(self, stop: threading.Event) -> None:
-        """Accept until ``stop``; then close our copy of the listening socket.
+        """Accept until ``stop``; then close our copies of the listening sockets.
 
-        Only a close: shutdown() would end it for the processes that share it.
+        Only a close: shutdown() would end them for the processes that share them.
         """
         poll = select.poll()
-        poll.register(self._listening, select.POLLIN)
+        doors = {door.listening.fileno(): door for door in self._doors}
+        for number in doors:
+            poll.register(number, select.POLLIN)
         while not stop.is_set():
-            if not poll.poll(200):
-                continue
-            try:
-                sock, _ = self._listening.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                continue  # another process was faster, or the client left
-            except OSError as error:  # no descriptors left: let associations end
-                log.error("accept failed", error=error.strerror)
-                time.sleep(0.1)
-                continue
-            self._start(sock)
-        self._listening.close()
+            for number, _ in poll.poll(200):
+                self._accept(doors[number])
+        for door in self._doors:
+            door.listening.close()
         with self._lock:
-            for sock in self._waiting:
-                _shut(sock)
+            for client in self._waiting:
+                _shut(client)
 
-    def _start(self, sock: socket.socket) -> None:
-        if not self._admit(sock):
-            log.warning("connection refused: all places are taken", maximum=self._maximum)
-            sock.close()
+    def _accept(self, door: Door) -> None:
+        try:
+            sock, peer = door.listening.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return  # another process was faster, or the client left
+        except OSError as error:  # no descriptors left: let associations end
+            log.error("accept failed", error=error.strerror)
+            time.sleep(0.1)
+            return
+        self._start(_Client(sock, peer[0], door))
+
+    def _start(self, client: _Client) -> None:
+        if not self._admit(client):
+            log.warning("connection refused: all places are taken", address=client.address)
+            client.sock.close()
             return
         try:
             threading.Thread(
-                target=self._handle, args=(sock,), name="connection", daemon=True
+                target=self._handle, args=(client,), name="connection", daemon=True
             ).start()
         except RuntimeError:  # no more threads
             log.error("connection refused: no thread")
-            self._forget(sock)
+            self._forget(client)
 
-    def _admit(self, sock: socket.socket) -> bool:
+    def _admit(self, client: _Client) -> bool:
         with self._lock:
-            if self._open >= self._maximum:
-                oldest = next(iter(self._waiting), None)
+            own = self._open[client.address] >= self._per_address
+            if own or self._open.total() >= self._maximum:
+                waiting = (w for w in self._waiting if not own or w.address == client.address)
+                oldest = next(waiting, None)
                 if oldest is None:
                     return False
                 del self._waiting[oldest]
                 _shut(oldest)
-            self._open += 1
-            self._waiting[sock] = None
+            self._open[client.address] += 1
+            self._waiting[client] = None
             return True
 
-    def _handle(self, sock: socket.socket) -> None:
+    def _handle(self, client: _Client) -> None:
         try:
-            prepare(sock, self._limits.idle)
-            request = read_request(sock, self._limits.request)
+            prepare(client.sock, self._limits.idle)
+            deadline = time.monotonic() + self._limits.request
+            if client.door.secure:
+                self._secure(client, client.door.secure())
+            request = read_request(client.sock, deadline - time.monotonic())
             with self._lock:
-                self._waiting.pop(sock, None)
-            self._converse(sock, request)
+                self._waiting.pop(client, None)
+            self._converse(client.sock, request)
         except ProtocolBreach as breach:
-            log.warning("connection dropped", reason=str(breach))
+            log.warning("connection dropped", reason=str(breach), address=client.address)
         except OSError as error:  # a health check of a balancer ends here too
-            log.info("connection dropped", reason=str(error) or type(error).__name__)
+            log.info("connection dropped", reason=fault_of(error), address=client.address)
         except Exception as error:
             log.error("connection failed", error=type(error).__name__)
         finally:
-            self._forget(sock)
+            self._forget(client)
 
-    def _forget(self, sock: socket.socket) -> None:
+    def _secure(self, client: _Client, context: ssl.SSLContext) -> None:
+        client.sock = secured = context.wrap_socket(
+            client.sock, server_side=True, do_handshake_on_connect=False
+        )
+        secured.settimeout(self._limits.request)  # of the whole handshake, not of each read
+        try:
+            secured.do_handshake()
+        except ssl.SSLEOFError:
+            raise  # it left, and may never have meant to stay
+        except ssl.SSLError as error:
+            self._on_fault(client.address, fault_of(error))
+            raise
+
+    def _forget(self, client: _Client) -> None:
         with self._lock:
-            self._waiting.pop(sock, None)
-            self._open -= 1
-        _shut(sock)
-        sock.close()
+            self._waiting.pop(client, None)
+            self._open[client.address] -= 1
+            self._open += Counter()  # drops who has none left
+        _shut(client)
+        client.sock.close()
 
 
-def _shut(sock: socket.socket) -> None:
-    """Wake whoever reads it; closing would not, and might hand its number to another."""
+def _shut(client: _Client) -> None:
+    """Wake whoever reads it; closing would not, and might hand its number to another.
+
+    Below TLS: an SSLSocket's own shutdown() would make a plain socket of it under its reader.
+    """
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(client.sock, socket.SHUT_RDWR)

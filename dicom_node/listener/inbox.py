@@ -5,7 +5,30 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from dicom_node.services.receive import Outcome, Reception
+from dicom_node.destinations.dimse import DimseDestination
+from dicom_node.dimse.commitment import Report
+from dicom_node.services.admission import Admission, Caller
+from dicom_node.services.receive import Arrival, Outcome
+
+
+class Intake(Protocol):
+    """One instance on its way in. Used from one thread; ended by `finish` or `drop`, once."""
+
+    def write(self, piece: memoryview) -> None:
+        """Take the next bytes of the data set; the view is good during the call only."""
+        ...
+
+    def finish(self) -> Outcome:
+        """Make the instance durable.
+
+        Raises:
+            RefusedInstance: it must not be acknowledged.
+        """
+        ...
+
+    def drop(self) -> None:
+        """Keep nothing of it."""
+        ...
 
 
 class Inbox(Protocol):
@@ -14,8 +37,22 @@ class Inbox(Protocol):
     Every method may raise ``Unavailable``.
     """
 
-    def known(self, calling: str, address: str) -> bool:
-        """Whether this AE title may send from this address."""
+    def admit(self, caller: Caller) -> Admission:
+        """Whether this caller may open an association."""
+        ...
+
+    def refused(self, address: str, reason: str, calling: str = "") -> None:
+        """Take note of a peer that is turned away; raises nothing, and may be called often.
+
+        Args:
+            address: where it comes from.
+            reason: in words, and the rejection as sent; names no patient.
+            calling: AE title that it claims; empty where it did not come so far.
+        """
+        ...
+
+    def may_report(self, calling: str, address: str) -> bool:
+        """Whether this is a destination that may report on storage commitment, and no more."""
         ...
 
     def open_association(self, calling: str, called: str, address: str) -> int:
@@ -26,12 +63,8 @@ class Inbox(Protocol):
         """Record its end; called exactly once for each that was opened."""
         ...
 
-    def receive(self, reception: Reception) -> Outcome:
-        """Make an instance durable.
-
-        Raises:
-            RefusedInstance: it must not be acknowledged.
-        """
+    def begin(self, arrival: Arrival) -> Intake:
+        """Take an instance whose data set is about to come."""
         ...
 
     def expect(
@@ -52,10 +85,14 @@ class Inbox(Protocol):
         """
         ...
 
-    def held(self, references: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Those of (SOP Class UID, SOP Instance UID) that are durable here."""
+    def commit(self, references: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of (SOP Class UID, SOP Instance UID) that are durable here, and are now kept."""
         ...
 
-    def endpoint(self, ae_title: str) -> tuple[str, int] | None:
-        """Host and port where an AE title takes storage commitment answers."""
+    def endpoint(self, ae_title: str) -> DimseDestination | None:
+        """Where an AE title takes storage commitment answers, over TLS if it must."""
+        ...
+
+    def report(self, report: Report, calling: str) -> int:
+        """Record what a destination says of results that it was sent; the status to answer."""
         ...

@@ -20,8 +20,8 @@ from pynetdicom.dimse_primitives import N_CREATE, N_SET
 from pynetdicom.events import Event
 
 from dicom_node.dimse import status
+from dicom_node.dimse.acceptor import GuardedAssociation
 from dicom_node.dimse.contexts import is_uid
-from dicom_node.dimse.transport import GuardedAssociation
 from dicom_node.listener.inbox import Inbox
 
 log = structlog.get_logger(__name__)

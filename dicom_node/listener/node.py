@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from dicom_node.services import receive
+from dicom_node.destinations.dimse import DimseDestination
+from dicom_node.dimse.commitment import Report
+from dicom_node.services import admission, audit, confirmations, peers, receive
 from dicom_node.services.context import Node
 
 
@@ -14,21 +16,30 @@ class NodeInbox:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def known(self, calling: str, address: str) -> bool:
-        """Whether this AE title may send from this address."""
-        return receive.is_known(self._node, calling, address)
+    def admit(self, caller: admission.Caller) -> admission.Admission:
+        """Whether this caller may open an association."""
+        return admission.admit(self._node, caller)
+
+    def refused(self, address: str, reason: str, calling: str = "") -> None:
+        """Audit a peer that is turned away."""
+        audit.refused(self._node, address, reason, calling)
+
+    def may_report(self, calling: str, address: str) -> bool:
+        """Whether this is a destination that may report on storage commitment, and no more."""
+        return confirmations.may_report(self._node, calling, address)
 
     def open_association(self, calling: str, called: str, address: str) -> int:
         """Record an association that is about to be accepted."""
+        audit.accepted(self._node, calling, address)
         return receive.open_association(self._node, calling, called, address)
 
     def close_association(self, association: int, *, aborted: bool) -> None:
         """Record its end."""
         receive.close_association(self._node, association, aborted=aborted)
 
-    def receive(self, reception: receive.Reception) -> receive.Outcome:
-        """Make an instance durable."""
-        return receive.receive_instance(self._node, reception)
+    def begin(self, arrival: receive.Arrival) -> receive.Intake:
+        """Take an instance whose data set is about to come."""
+        return receive.Intake(self._node, arrival)
 
     def expect(
         self,
@@ -41,11 +52,15 @@ class NodeInbox:
         """Take note of what a modality says belongs together."""
         receive.expect(self._node, source, study_uid, sop_instance_uids)
 
-    def held(self, references: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Those of (SOP Class UID, SOP Instance UID) that are durable here."""
-        durable = receive.held(self._node, [instance for _, instance in references])
+    def commit(self, references: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of (SOP Class UID, SOP Instance UID) that are durable here, and are now kept."""
+        durable = receive.commit(self._node, [instance for _, instance in references])
         return {reference for reference in references if reference[1] in durable}
 
-    def endpoint(self, ae_title: str) -> tuple[str, int] | None:
-        """Host and port where an AE title takes storage commitment answers."""
-        return receive.endpoint(self._node, ae_title)
+    def endpoint(self, ae_title: str) -> DimseDestination | None:
+        """Where an AE title takes storage commitment answers, over TLS if it must."""
+        return peers.modality(self._node, ae_title)
+
+    def report(self, report: Report, calling: str) -> int:
+        """Record what a destination says of results that it was sent; the status to answer."""
+        return confirmations.answer_to(confirmations.record(self._node, report, calling))

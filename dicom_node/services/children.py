@@ -9,7 +9,7 @@ import sys
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def die_with_parent() -> None:
-    """In a child, before it becomes its program: be terminated when the parent is gone (Linux)."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """In a child, before it becomes its program: get a signal when the parent is gone (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import CursorResult, update
 from sqlalchemy.orm import Session
 
+from dicom_node.domain.job import JobState
 from dicom_node.services.context import Node
 from dicom_node.store.tables import Delivery, Job
 
@@ -64,6 +65,17 @@ def beat(node: Node, rows: Sequence[Job | Delivery]) -> None:
                 .values(beat=table.beat + 1)
                 .execution_options(synchronize_session=False)
             )
+
+
+def beat_owned(node: Node) -> None:
+    """Show that we are alive and see to every job that was claimed in our name."""
+    with node.database.transaction() as session:
+        session.execute(
+            update(Job)
+            .where(Job.state == JobState.RUNNING, Job.owner == node.id)
+            .values(beat=Job.beat + 1)
+            .execution_options(synchronize_session=False)
+        )
 
 
 def _changed(result: Any) -> bool:

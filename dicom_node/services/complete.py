@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from dicom_node import faults
 from dicom_node.domain import completion
 from dicom_node.domain.completion import Answer, Evidence
 from dicom_node.domain.job import JobState, due_at
@@ -64,6 +65,7 @@ def close_studies(node: Node) -> int:
     for study in due:
         try:
             made += _look_at(node, study)
+            faults.step("committed", "close")
         except Unavailable:
             raise
         except Exception as error:
@@ -113,6 +115,7 @@ def _look_at(node: Node, study_id: int) -> int:
         session.flush()
         made = [_job(session, node, revision, study, p, decided) for p in decided.jobs]
         study.state, study.waiting_for, study.check_at = StudyState.CLOSED, "", None
+        faults.step("commit", "close")
         log.info(
             "study closed",
             study=study.study_instance_uid,

@@ -113,7 +113,9 @@ def configuration_text(salt: str) -> str:
 def _section(path: str, section: type[BaseModel]) -> Iterator[str]:
     tables = []  # TOML has them after the plain values, which would else belong to them
     for name, field in section.model_fields.items():
-        if isinstance(field.default, tuple) and isinstance(field.default[0], BaseModel):
+        if isinstance(field.default, tuple) and isinstance(
+            next(iter(field.default), None), BaseModel
+        ):
             tables.append((name, field))
         else:
             yield from _field(name, field, field.default)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from dicom_node.audit.recorder import Recorder
 from dicom_node.settings import Settings
 from dicom_node.store.database import Database
 from dicom_node.store.files import Folder
@@ -28,6 +29,7 @@ class Node:
         instances: received instances, and those in quarantine.
         results: objects that we built.
         bundles: model bundles, one folder per digest.
+        audit: this process's way into the audit trail; `services.audit` says what goes there.
         now: the wall clock.
     """
 
@@ -37,12 +39,22 @@ class Node:
     database: Database
     instances: Folder
     results: Folder
+    audit: Recorder
     now: Clock = utc_now
 
     @classmethod
-    def open(cls, settings: Settings, role: str, now: Clock = utc_now) -> Node:
-        """Build the adapters; nothing is listened to, nothing is sent."""
-        own = str(uuid4())
+    def open(
+        cls, settings: Settings, role: str, now: Clock = utc_now, own: str | None = None
+    ) -> Node:
+        """Build the adapters; nothing is listened to, nothing is sent.
+
+        Args:
+            settings: of the node.
+            role: of this process.
+            now: the wall clock.
+            own: the id, of a child that works in its parent's name.
+        """
+        own = own or str(uuid4())
         settings.storage.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' data
         folder, reserve = settings.storage.folder, settings.listener.reserve_mb << 20
         return cls(
@@ -52,5 +64,6 @@ class Node:
             database=Database(settings.database_url),
             instances=Folder(folder / "instances", own, reserve),
             results=Folder(folder / "results", own),
+            audit=Recorder(settings, role),
             now=now,
         )

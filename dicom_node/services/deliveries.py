@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.orm import joinedload
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session, joinedload
 
 from dicom_node.domain.profile import form_of
 from dicom_node.errors import NotFound
 from dicom_node.services.context import Node
-from dicom_node.store.tables import Delivery, Job, Result, Revision
+from dicom_node.store.tables import Commitment, CommitmentItem, Delivery, Job, Result, Revision
 
 
 def list_deliveries(node: Node, state: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
@@ -47,6 +47,7 @@ def show_delivery(node: Node, delivery_id: int) -> dict[str, Any]:
             **delivery_row(row),
             "file": node.results.path(row.result.path),
             "sha256": row.result.sha256,
+            "commitments": _asked_for(session, delivery_id),
             "log": [
                 {
                     "at": attempt.at,
@@ -56,6 +57,11 @@ def show_delivery(node: Node, delivery_id: int) -> dict[str, Any]:
                 for attempt in row.log
             ],
         }
+
+
+def subject_of(row: Delivery) -> str:
+    """What alerts call it: one of its results may have gone to others without a word."""
+    return f"delivery {row.id}"
 
 
 def delivery_row(row: Delivery) -> dict[str, Any]:
@@ -74,5 +80,31 @@ def delivery_row(row: Delivery) -> dict[str, Any]:
         "created_at": row.created_at,
         "next_at": row.next_at if row.state == "pending" else None,
         "sent_at": row.sent_at,
+        "purged_at": row.result.purging_at,
+        "confirm_at": row.confirm_at,
+        "confirmed_at": row.confirmed_at,
         "answer": row.last_answer,
     }
+
+
+def _asked_for(session: Session, delivery_id: int) -> list[dict[str, Any]]:
+    """The requests for storage commitment that named a delivery."""
+    rows = session.scalars(
+        select(Commitment)
+        .where(
+            exists().where(
+                CommitmentItem.commitment_id == Commitment.id,
+                CommitmentItem.delivery_id == delivery_id,
+            )
+        )
+        .order_by(Commitment.id)
+    )
+    return [
+        {
+            "transaction": row.transaction_uid,
+            "asked_at": row.asked_at,
+            "answered_at": row.answered_at,
+            "answer": row.answer,
+        }
+        for row in rows
+    ]

@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from dicom_node.settings import Settings
 
-INFER, DELIVER = "infer", "deliver"
+INFER, DELIVER, CANARY = "infer", "deliver", "canary"
 QUEUES = ("any", "gpu", "deliver")
 
 log = structlog.get_logger(__name__)
@@ -27,10 +27,11 @@ def make_app(settings: Settings) -> Celery:
     app.conf.update(
         task_ignore_result=True,
         task_default_queue="any",
+        # Unacknowledged, a nudge is gone once it is taken. Acknowledged, one whose answer a Redis
+        # in trouble swallowed counts as held, and a worker holds one: it would take no other.
+        task_queues={name: {"no_ack": True} for name in QUEUES},
         task_serializer="json",
         accept_content=["json"],
-        task_acks_late=False,
-        worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
@@ -38,7 +39,6 @@ def make_app(settings: Settings) -> Celery:
         broker_transport_options={
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
-            "visibility_timeout": 3600,
         },
         task_publish_retry=False,
     )

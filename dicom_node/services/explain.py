@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, selectinload
 from dicom_node.domain.job import JobState
 from dicom_node.domain.study import StudyState
 from dicom_node.services.context import Node
-from dicom_node.services.deliveries import delivery_row
+from dicom_node.services.deliveries import delivery_row, subject_of
 from dicom_node.services.jobs import destination_row, job_row
 from dicom_node.services.studies import find, series_rows
 from dicom_node.store.tables import (
@@ -239,13 +239,14 @@ def _reads(job: Job, model: str, candidate: str) -> bool:
 
 
 def _alerts(session: Session, study: Study, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Unresolved ones about the study or what hangs on it: instance, file, job, result, model."""
+    """Unresolved ones about the study or what hangs on it: instance, file, job, delivery, model."""
     subjects = {study.study_instance_uid}
     for instance in study.instances:
         subjects |= {instance.sop_instance_uid, instance.path[:64]}
     for job in jobs:
         subjects.add(f"job {job.id}")
-        subjects |= {result.sop_instance_uid for result in job.results}
+        sent = select(Delivery).join(Result).where(Result.job_id == job.id)
+        subjects |= {subject_of(delivery) for delivery in session.scalars(sent)}
         if job.state in (JobState.READY, JobState.RUNNING):
             subjects.add(job.model.name)
     rows = session.scalars(select(Alert).where(Alert.resolved_at.is_(None)).order_by(Alert.id))
@@ -257,7 +258,7 @@ def _alerts(session: Session, study: Study, jobs: Sequence[Job]) -> list[dict[st
 
 
 def _summary(study: Study, told: Mapping[str, Any], roles: set[str]) -> list[str]:
-    sentences = [*_state_in_words(study, told, roles)]
+    sentences = [*_state_in_words(study, told, roles), *_purged_in_words(study, told)]
     waiting = [row for row in told["quarantine"] if row["resolution"] is None]
     if waiting:
         sentences.append(
@@ -279,6 +280,25 @@ def _summary(study: Study, told: Mapping[str, Any], roles: set[str]) -> list[str
         for d in job["deliveries"]
         if d["state"] == "dead"
     ]
+    return sentences
+
+
+def _purged_in_words(study: Study, told: Mapping[str, Any]) -> list[str]:
+    """Files that went by rule; their rows are what the rest of the story is told from."""
+    images = [row.purging_at for row in study.instances if row.purging_at]
+    sentences = []
+    if images:
+        sentences.append(
+            f"The files of {len(images)} of {len(study.instances)} instances were purged, the last "
+            f"on {max(images):%Y-%m-%d}; what is sent again is stored again."
+        )
+    deliveries = [d for r in told["revisions"] for job in r["jobs"] for d in job["deliveries"]]
+    results = {d["sop_instance_uid"]: d["purged_at"] for d in deliveries if d["purged_at"]}
+    if results:
+        sentences.append(
+            f"{len(results)} result{'s were' if len(results) > 1 else ' was'} purged, the last on "
+            f"{max(results.values()):%Y-%m-%d}: no file of it is left to be sent again."
+        )
     return sentences
 
 

@@ -30,7 +30,7 @@ from dicom_node.domain.profile import (
     describe,
     form_of,
 )
-from dicom_node.errors import NodeError
+from dicom_node.errors import NodeError, ResultError
 from dicom_node.results.build import build_results, cannot
 from dicom_node.results.encode import encode
 from dicom_node.results.types import BuiltObject, Picture, Source
@@ -93,6 +93,8 @@ def write(
         ResultError: the prediction cannot be told in one of the forms.
         Unavailable: the disk cannot take them.
     """
+    if any(i.instance.purging_at for i in job.inputs):
+        raise ResultError("its images were purged: no other form can be built of it")
     files = input_files(node, job)
     headers = tuple(dcmread(path, stop_before_pixels=True) for path in files)
     digests = tuple(i.instance.sha256 for i in job.inputs)

@@ -9,26 +9,38 @@ from __future__ import annotations
 import math
 import re
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dicom_node.domain.study import InstanceFacts, Patient
 from dicom_node.errors import IdentifierProblem, OverLimit, UnreadableDataSet
+from dicom_node.services.plain import Bytes, PlainHeader, plain_header
 
 UID_FORM = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")  # PS3.5 section 9
-MAXIMUM_INFLATED = 1 << 30
+MAXIMUM_INFLATED = 1 << 28
 MAXIMUM_PIXEL_BYTES = 8 << 30
 MAXIMUM_DEPTH = 64
 """Sequences within sequences; a structured report needs about twenty."""
 
 _PIXELS = {Tag(0x7FE0, 0x0010), Tag(0x7FE0, 0x0008), Tag(0x7FE0, 0x0009)}
+_PIXEL_KEYS = {tag.element << 16 | tag.group for tag in _PIXELS}  # as `_walk` reads them
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = (
     0xE000FFFE,
@@ -47,7 +59,21 @@ _IDENTITY = (
 _LONG = {vr.encode() for vr in EXPLICIT_VR_LENGTH_32}
 
 
-def read_header(data: bytes, transfer_syntax: str) -> Dataset:
+Header = Dataset | PlainHeader
+"""What answers ``get(keyword)``."""
+
+
+def scan_header(data: Bytes, transfer_syntax: str) -> Header:
+    """What `read_header` would read, of the usual image in a tenth of the time."""
+    with _walked(data, transfer_syntax) as top:
+        header = plain_header(top.data, top.elements, top.implicit)
+        if header is None:
+            return _parsed(top)
+    _check_declared(header)
+    return header
+
+
+def read_header(data: Bytes, transfer_syntax: str) -> Dataset:
     """Parse everything before the pixel data, and see that every element is all there.
 
     Args:
@@ -58,16 +84,49 @@ def read_header(data: bytes, transfer_syntax: str) -> Dataset:
         UnreadableDataSet: truncated, not DICOM, or nested beyond reason.
         OverLimit: it inflates, or declares pixels, beyond what the node takes.
     """
-    syntax = UID(transfer_syntax)
-    if syntax == DeflatedExplicitVRLittleEndian:
-        data = _inflate(data)
-    implicit = syntax == ImplicitVRLittleEndian
+    with _walked(data, transfer_syntax) as top:
+        return _parsed(top)
+
+
+@dataclass
+class _Top:
+    """The top level of a data set, inflated.
+
+    Attributes:
+        elements: those before the pixels.
+        pixels: where their element begins.
+    """
+
+    data: Bytes
+    implicit: bool
+    elements: dict[int, tuple[bytes, int, int]]
+    pixels: int | None = None
+
+
+_inflating = threading.Lock()
+"""Senders of bombs get the memory for one between them."""
+
+
+@contextmanager
+def _walked(data: Bytes, transfer_syntax: str) -> Iterator[_Top]:
+    if transfer_syntax == DeflatedExplicitVRLittleEndian:
+        with _inflating, _walked(_inflate(data), ExplicitVRLittleEndian) as top:
+            yield top
+        return
+    top = _Top(data, transfer_syntax == ImplicitVRLittleEndian, {})
     try:
-        _walk(data, 0, implicit, 0)
+        _walk(data, 0, top.implicit, 0, top)
     except struct.error:
         raise UnreadableDataSet("the data set is truncated") from None
+    yield top
+
+
+def _parsed(top: _Top) -> Dataset:
+    # Of the pixels no more than the head that pydicom stops at
+    end = len(top.data) if top.pixels is None else top.pixels + 12
     try:
-        header = read_dataset(BytesIO(data), implicit, True, stop_when=_at_pixels)
+        stream = BytesIO(bytes(memoryview(top.data)[:end]))
+        header = read_dataset(stream, top.implicit, True, stop_when=_at_pixels)
         for name in _IDENTITY:  # pydicom parses a value when it is asked for
             header.get(name)
     except RecursionError:
@@ -78,7 +137,7 @@ def read_header(data: bytes, transfer_syntax: str) -> Dataset:
     return header
 
 
-def check_identity(header: Dataset, sop_class_uid: str, sop_instance_uid: str) -> None:
+def check_identity(header: Header, sop_class_uid: str, sop_instance_uid: str) -> None:
     """See that the data set is what the request said, and has the UIDs that everything hangs on.
 
     Raises:
@@ -93,17 +152,17 @@ def check_identity(header: Dataset, sop_class_uid: str, sop_instance_uid: str) -
             raise IdentifierProblem(f"{name} is missing or no UID")
 
 
-def study_uid_of(header: Dataset) -> str:
+def study_uid_of(header: Header) -> str:
     """Study Instance UID (0020,000D), as `check_identity` has seen it."""
     return _uid(header, "StudyInstanceUID")
 
 
-def patient_of(header: Dataset) -> Patient:
+def patient_of(header: Header) -> Patient:
     """Patient ID and issuer, for the check that a study names one patient."""
     return Patient(_text(header, "PatientID")[:64], _text(header, "IssuerOfPatientID")[:64])
 
 
-def facts_of(header: Dataset, sha256: str, calling_ae: str, called_ae: str) -> InstanceFacts:
+def facts_of(header: Header, sha256: str, calling_ae: str, called_ae: str) -> InstanceFacts:
     """What rules and models ask of the instance; a value that makes no sense counts as absent."""
     body_part = _text(header, "BodyPartExamined") or _coded_region(header)
     return InstanceFacts(
@@ -139,12 +198,17 @@ def facts_of(header: Dataset, sha256: str, calling_ae: str, called_ae: str) -> I
     )
 
 
-def _sop_class_name(header: Dataset) -> str:
-    uid = UID(_text(header, "SOPClassUID"))
-    return uid.name if uid.name != str(uid) else ""
+def _sop_class_name(header: Header) -> str:
+    return _name(_text(header, "SOPClassUID"))
 
 
-def _text(header: Dataset, name: str) -> str:
+@lru_cache(1024)
+def _name(sop_class_uid: str) -> str:
+    name = UID(sop_class_uid).name
+    return name if name != sop_class_uid else ""
+
+
+def _text(header: Header, name: str) -> str:
     value = _get(header, name)
     return "" if value is None else _plain(value)
 
@@ -154,12 +218,12 @@ def _plain(value: object) -> str:
     return str(value).replace("\0", "").strip(" ")
 
 
-def _uid(header: Dataset, name: str) -> str:
+def _uid(header: Header, name: str) -> str:
     """Without its padding, and else as it is: what is inside must not be made to fit."""
     return str(header.get(name) or "").strip(" \0")
 
 
-def _values(header: Dataset, name: str) -> tuple[str, ...]:
+def _values(header: Header, name: str) -> tuple[str, ...]:
     value = _get(header, name)
     if value is None or value == "":
         return ()
@@ -167,7 +231,7 @@ def _values(header: Dataset, name: str) -> tuple[str, ...]:
     return tuple(_plain(part) for part in parts)
 
 
-def _number(header: Dataset, name: str) -> float | None:
+def _number(header: Header, name: str) -> float | None:
     try:
         value = float(_get(header, name))
     except (TypeError, ValueError, OverflowError):
@@ -175,7 +239,7 @@ def _number(header: Dataset, name: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _shared(header: Dataset, macro: str, name: str) -> Any:
+def _shared(header: Header, macro: str, name: str) -> Any:
     """An attribute of a functional group that all frames share, or of the first frame."""
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for group in list(_get(header, groups) or ())[:1]:
@@ -185,11 +249,11 @@ def _shared(header: Dataset, macro: str, name: str) -> Any:
     return Dataset()
 
 
-def _shared_thickness(header: Dataset) -> float | None:
+def _shared_thickness(header: Header) -> float | None:
     return _number(_shared(header, "PixelMeasuresSequence", "SliceThickness"), "SliceThickness")
 
 
-def _orientation(header: Dataset) -> tuple[float, ...] | None:
+def _orientation(header: Header) -> tuple[float, ...] | None:
     name = "ImageOrientationPatient"
     shared = _shared(header, "PlaneOrientationSequence", name)
     value = _get(header, name) or _get(shared, name)
@@ -200,7 +264,7 @@ def _orientation(header: Dataset) -> tuple[float, ...] | None:
     return cosines if len(cosines) == 6 and all(map(math.isfinite, cosines)) else None
 
 
-def _coded_region(header: Dataset) -> str:
+def _coded_region(header: Header) -> str:
     for item in list(_get(header, "AnatomicRegionSequence") or ())[:1]:
         return _text(item, "CodeMeaning")
     return ""
@@ -210,7 +274,7 @@ def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
     return tag in _PIXELS
 
 
-def _get(header: Dataset, name: str) -> Any:
+def _get(header: Header, name: str) -> Any:
     """A value, or None where it makes no sense: one bad attribute must not lose an image."""
     try:
         return header.get(name)
@@ -218,7 +282,7 @@ def _get(header: Dataset, name: str) -> Any:
         return None
 
 
-def _check_declared(header: Dataset) -> None:
+def _check_declared(header: Header) -> None:
     sizes = [_number(header, n) or 1 for n in ("Rows", "Columns", "NumberOfFrames")]
     samples = _number(header, "SamplesPerPixel") or 1
     bits = _number(header, "BitsAllocated") or 8
@@ -227,7 +291,7 @@ def _check_declared(header: Dataset) -> None:
         raise OverLimit(f"declares {total / 2**30:.0f} GiB of pixels")
 
 
-def _walk(data: bytes, at: int, implicit: bool, depth: int) -> int:
+def _walk(data: Bytes, at: int, implicit: bool, depth: int, top: _Top | None = None) -> int:
     """Step over elements without reading values; whatever is declared must be there.
 
     pydicom takes what is there of a value, and ends in silence at a broken element.
@@ -235,13 +299,16 @@ def _walk(data: bytes, at: int, implicit: bool, depth: int) -> int:
     Args:
         at: where the data set or the item begins.
         depth: 0 for the data set, which ends with the data; an item ends with its delimiter.
+        top: takes note of the elements before the pixels.
 
     Returns:
         Where it ends.
     """
     if depth > MAXIMUM_DEPTH:
         raise UnreadableDataSet("sequences are nested beyond reason")
-    while at < len(data) or depth:
+    size = len(data)
+    while at < size or depth:
+        begin = at
         tag, vr, length = struct.unpack_from("<L2sH", data, at)
         if tag == _ITEM_END and depth:
             return at + 8
@@ -253,6 +320,11 @@ def _walk(data: bytes, at: int, implicit: bool, depth: int) -> int:
             at += 12
         else:
             at += 8
+        if top is not None:
+            if tag in _PIXEL_KEYS:
+                top.pixels, top = begin, None
+            else:
+                top.elements[tag] = vr, at, length
         if length == _UNDEFINED:
             at = _walk_items(data, at, implicit, depth + 1)
         else:
@@ -260,7 +332,7 @@ def _walk(data: bytes, at: int, implicit: bool, depth: int) -> int:
     return at
 
 
-def _walk_items(data: bytes, at: int, implicit: bool, depth: int) -> int:
+def _walk_items(data: Bytes, at: int, implicit: bool, depth: int) -> int:
     """The same over the items of a sequence, or the fragments of pixel data, to their delimiter."""
     while True:
         tag, length = struct.unpack_from("<LL", data, at)
@@ -272,14 +344,14 @@ def _walk_items(data: bytes, at: int, implicit: bool, depth: int) -> int:
         at = _walk(data, at, implicit, depth) if length == _UNDEFINED else _step(data, at, length)
 
 
-def _step(data: bytes, at: int, length: int) -> int:
+def _step(data: Bytes, at: int, length: int) -> int:
     if at + length > len(data):
         missing = at + length - len(data)
         raise UnreadableDataSet(f"the data set is truncated: {missing} bytes are missing")
     return at + length
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: Bytes) -> bytes:
     try:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)  # PS3.5 A.5: raw deflate
         inflated = inflater.decompress(data, MAXIMUM_INFLATED)

@@ -21,21 +21,25 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from dicom_node.audit.syslog import tls_context
+from dicom_node.destinations.dimse import DimseDestination
+from dicom_node.dimse.tls import Validity, server_context, validities
 from dicom_node.domain.delivery import DeliveryState
 from dicom_node.domain.job import JobState
 from dicom_node.domain.model import ModelState
-from dicom_node.errors import Unavailable
-from dicom_node.services import peers
+from dicom_node.errors import ConfigurationError, Unavailable
+from dicom_node.services import audit, peers
 from dicom_node.services.alerts import list_alerts
+from dicom_node.services.canaries import list_queues
 from dicom_node.services.context import Node
-from dicom_node.services.models import bundle_folder, verify
+from dicom_node.services.models import bundle_folder, open_trusted, verify
 from dicom_node.services.processes import alive
 from dicom_node.services.registry import list_destinations, list_modalities, rules_in_force
+from dicom_node.services.trust import UntrustedBundle
 from dicom_node.settings import CONFIG_VARIABLE, Settings
 from dicom_node.store.database import Database
 from dicom_node.store.migrate import current, head
 from dicom_node.store.tables import Association, Delivery, Job, Model, Process, Study
-from inference.bundle import open_bundle
 from inference.errors import BundleError
 
 ROLES = ("listener", "scheduler", "worker")
@@ -75,6 +79,7 @@ def examine(settings: Settings, now: Callable[[], datetime], deep: bool = False)
         deep: run every model's golden example, too.
     """
     yield from _configuration(settings)
+    yield from _tls(settings, now())
     yield from _disk(settings)
     yield from _device(settings)
     node = None
@@ -90,15 +95,18 @@ def examine(settings: Settings, now: Callable[[], datetime], deep: bool = False)
     yield from processes
     runs = bool(alive(node))
     yield _broker(settings, runs)
+    yield from _queues(node)
     yield from _models(node, deep)
     yield from _entered(node)
     yield from _destinations(node)
-    yield _listener(node, runs)
+    yield from _deliveries(node)
+    yield from _listener(node, runs)
+    yield from _audit(node, deep)
     yield from _alerts(node)
 
 
 def status(node: Node) -> dict[str, Any]:
-    """How the node stands: processes, associations, studies, jobs, deliveries, models, alerts."""
+    """How the node stands: processes, queues, associations, studies, jobs, deliveries, alerts."""
     now = node.now()
     with node.database.reading() as session:
 
@@ -141,8 +149,25 @@ def status(node: Node) -> dict[str, Any]:
         }
         for process in sorted(alive(node), key=lambda process: process.role)
     ]
+    told["audit"] = audit.standing(node)
+    told["queues"] = list_queues(node)
     told["alerts"] = list_alerts(node)
+    told["certificates"] = _certificates(node)
     return told
+
+
+def _certificates(node: Node) -> list[dict[str, Any]]:
+    """How long the files of TLS still hold; one that cannot be used tells why."""
+    if not node.settings.tls.configured:
+        return []
+    try:
+        found = validities(node.settings.tls)
+    except ConfigurationError as error:
+        return [{"setting": "tls", "what": str(error), "ends": None, "renew": True}]
+    return [
+        {"setting": v.setting, "what": v.what, "ends": v.ends, "renew": _ends_soon(v, node.now())}
+        for v in found
+    ]
 
 
 def _beats(node: Node, process: Process) -> bool:
@@ -162,6 +187,44 @@ def _configuration(settings: Settings) -> Iterator[Check]:
     if not settings.node_salt:
         found = "node_salt is empty: two such nodes would give their results the same UIDs"
         yield Check(name, Level.WARNING, found, "`dicom-node init` draws one")
+
+
+def _tls(settings: Settings, now: datetime) -> Iterator[Check]:
+    name, tls = "certificates", settings.tls
+    if not tls.configured:
+        return
+    try:
+        server_context(tls)
+        found = validities(tls)
+    except ConfigurationError as error:
+        yield Check(name, Level.FAULT, str(error), "mend the file; TLS cannot work until then")
+        return
+    for validity in found:
+        of, ends = f"{validity.setting} ({validity.what})", validity.ends
+        if validity.begins > now:
+            remedy = "see to the clock, or to the file"
+            yield Check(name, Level.FAULT, f"{of} holds from {validity.begins:%Y-%m-%d}", remedy)
+        elif ends is not None and ends <= now:
+            yield Check(name, Level.FAULT, f"{of} ended on {ends:%Y-%m-%d}", _RENEW)
+        elif _ends_soon(validity, now):
+            yield Check(name, Level.WARNING, f"{of} ends on {ends:%Y-%m-%d}", _RENEW)
+        else:
+            until = f"until {ends:%Y-%m-%d}" if ends else "without an end"
+            yield Check(name, Level.OK, f"{of} holds {until}")
+    # A group may read it: that is how Debian's ssl-cert hands keys to services.
+    if Path(tls.key).stat().st_mode & 0o037:
+        found_ = f"others than the node's user and group may use tls.key {tls.key}"
+        yield Check(name, Level.WARNING, found_, f"chmod 600 {tls.key}, and consider a new key")
+
+
+_RENEW = "put a new file in its place; the listener takes it by itself"
+
+
+def _ends_soon(validity: Validity, now: datetime) -> bool:
+    """Certificates within 30 days; revocation lists come by the week: within a day."""
+    if validity.ends is None:
+        return False
+    return validity.ends - now < timedelta(days=1 if validity.setting == "tls.crl" else 30)
 
 
 def _disk(settings: Settings) -> Iterator[Check]:
@@ -255,12 +318,13 @@ def _models(node: Node, deep: bool) -> Iterator[Check]:
     for row in rows:
         title, folder = f"{row.name}@{row.version}", bundle_folder(node, row.digest)
         try:
-            if open_bundle(folder).digest != row.digest:
-                raise BundleError("another bundle lies in its folder")
-            how = "files whole"
+            how = f"files whole, {open_trusted(node, row.digest)[1].words}"
             if deep:
                 (checked,) = verify([folder])
-                how = f"golden example differs by {checked['golden_difference']:.1e}"
+                how += f", golden example differs by {checked['golden_difference']:.1e}"
+        except UntrustedBundle as error:
+            remedy = "have it signed and added again, or `dicom-node models retire` it"
+            yield Check("models", Level.FAULT, f"{title} ({row.state}): {error}", remedy)
         except BundleError as error:
             remedy = "`dicom-node models add` its bundle again"
             yield Check("models", Level.FAULT, f"{title} ({row.state}): {error}", remedy)
@@ -314,17 +378,72 @@ def _destinations(node: Node) -> Iterator[Check]:
         yield from threads.map(look, names)
 
 
-def _listener(node: Node, runs: bool) -> Check:
-    own = peers.own_listener(node)
+def _deliveries(node: Node) -> Iterator[Check]:
+    """Those that need somebody: nothing says that the destination holds them, or they are dead."""
+    needy = (DeliveryState.UNCONFIRMED, DeliveryState.DEAD)
+    query = (
+        select(Delivery.state, func.count())
+        .where(Delivery.state.in_(needy))
+        .group_by(Delivery.state)
+        .order_by(Delivery.state)
+    )
+    with node.database.reading() as session:
+        counts = session.execute(query).all()
+    for state, count in counts:
+        remedy = f"`dicom-node deliveries list --state {state}` tells which, and why"
+        yield Check("deliveries", Level.WARNING, f"{count} {state}", remedy)
+
+
+def _listener(node: Node, runs: bool) -> Iterator[Check]:
+    for port in sorted(node.settings.tls.ports):
+        try:
+            yield _door(peers.own_listener(node, tls=port == "tls"), runs)
+        except ConfigurationError as error:
+            yield Check("listener", Level.FAULT, str(error), "mend the file")
+
+
+def _door(own: DimseDestination, runs: bool) -> Check:
     answer = own.echo()
-    where = f"{own.host}:{own.port}/{own.ae_title}"
+    where = f"{own.host}:{own.port}/{own.ae_title}{' by TLS' if own.tls else ''}"
     if answer.reachable:
         return Check("listener", Level.OK, f"{where} answers in {answer.seconds * 1000:.0f} ms")
     if "(1,1,3)" in answer.detail:
         return Check("listener", Level.OK, f"{where} answers; nobody may send from this machine")
+    if answer.detail.startswith("TLS: "):
+        # It may be meant for modalities of another CA, or not for a client.
+        found = f"{where} does not take the node's own certificate: {answer.detail}"
+        remedy = "let the certificate be for serverAuth and clientAuth, of the CA in tls.ca"
+        return Check("listener", Level.WARNING, found, remedy)
     if not runs and "(" not in answer.detail:
         return Check("listener", Level.WARNING, f"{where} does not run", "`dicom-node up`")
     return Check("listener", Level.FAULT, peers.explained(answer.detail, own), "see its log")
+
+
+def _audit(node: Node, deep: bool) -> Iterator[Check]:
+    chosen, folder = node.settings.audit, node.audit.trail.folder
+    if not chosen.enabled:
+        yield Check("audit", Level.WARNING, "switched off", "audit.enabled")
+        return
+    try:
+        told = audit.standing(node)
+        if chosen.receiver:
+            tls_context(chosen)
+    except (Unavailable, ConfigurationError) as error:
+        yield Check("audit", Level.FAULT, str(error), "see to the folder, or the certificates")
+        return
+    found = f"{folder}: {told['records']} records"
+    if folder.exists() and folder.stat().st_mode & 0o077:
+        yield Check("audit", Level.WARNING, f"others may look into {folder}", f"chmod 700 {folder}")
+    if told["receiver"] and told["fault"]:
+        text = f"{found}, {told['waiting']} wait: {told['fault']}"
+        yield Check("audit", Level.FAULT, text, "none is lost; `dicom-node audit ship` tries again")
+    elif told["receiver"]:
+        yield Check("audit", Level.OK, f"{found}, {told['waiting']} to be shipped")
+    else:
+        yield Check("audit", Level.OK, f"{found}, kept here only")
+    if deep and (faults := node.audit.trail.verify().faults):
+        remedy = "`dicom-node audit verify` tells all; compare with what the receiver has"
+        yield Check("audit", Level.FAULT, f"{len(faults)} breaks in the chain: {faults[0]}", remedy)
 
 
 def _processes(node: Node) -> Iterator[Check]:
@@ -346,6 +465,20 @@ def _processes(node: Node) -> Iterator[Check]:
             yield Check("processes", Level.OK, f"{role}: {count} alive")
         else:
             yield Check("processes", Level.FAULT, f"{role}: none alive", "`dicom-node up`")
+
+
+def _queues(node: Node) -> Iterator[Check]:
+    for row in list_queues(node):
+        name, at = row["queue"], row["answered_at"]
+        if row["late"]:
+            found = f"{name}: nobody takes tasks from it"
+            remedy = f"start or restart a worker: `dicom-node worker --queues {name}`"
+            yield Check("queues", Level.FAULT, found, remedy)
+        elif at is None:
+            yield Check("queues", Level.OK, f"{name}: no worker so far, and no work")
+        else:
+            ago = max(0.0, (node.now() - at).total_seconds())
+            yield Check("queues", Level.OK, f"{name}: served {ago:.0f} s ago")
 
 
 def _alerts(node: Node) -> Iterator[Check]:

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import structlog
 from sqlalchemy import or_, select
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import Session, selectinload
 
+from dicom_node import faults
 from dicom_node.domain.job import JobState
 from dicom_node.domain.profile import DEFAULT, Encoding, Layout, Profile
 from dicom_node.domain.study import StudyState
@@ -24,7 +25,6 @@ from dicom_node.services import claims, forms
 from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.context import Node
 from dicom_node.services.predictions import Told, keep, new_context
-from dicom_node.services.processes import beating
 from dicom_node.store.database import CommitUnknown
 from dicom_node.store.files import Stored
 from dicom_node.store.tables import Job, JobInput, Revision, Study
@@ -34,6 +34,8 @@ from inference.types import ImageStack, Prediction
 
 PATIENCE = timedelta(seconds=60)
 """How long a job waits that could not be run for want of its model or of space."""
+SOON = timedelta(seconds=5)
+"""How long one waits whose database was away amid its run."""
 
 log = structlog.get_logger(__name__)
 
@@ -66,19 +68,49 @@ def run_jobs(node: Node, engines: Engines, queues: Sequence[str]) -> int:
     claimed = _claim(node, queues)
     if not claimed:
         return 0
-    every = node.settings.worker.lease / 4
-    with beating(lambda: claims.beat(node, [c.row for c in claimed]), every):
-        readable = []
-        for job in claimed:
-            try:
-                readable.append((job, read_files(job.files)))
-            except ReadingError as error:
-                # The input will not get better: the report says why nothing was analysed.
-                _finish(node, job, Prediction(not_analysed=_sentence(error)))
-            except MemoryError:
-                _fail(node, job, "out of memory while reading")
-        _predict(node, engines, readable)
+    faults.step("claimed", "job")
+    readable = []
+    for job in claimed:
+        if any(i.instance.purging_at for i in job.row.inputs):
+            text = "its images were purged; it runs when the study was sent again"
+            _wait(node, job, "images purged", f"job {job.row.id}", text)
+            continue
+        try:
+            readable.append((job, read_files(job.files)))
+        except ReadingError as error:
+            # The input will not get better: the report says why nothing was analysed.
+            _finish(node, job, Prediction(not_analysed=_sentence(error)))
+        except MemoryError:
+            _fail(node, job.row, "out of memory while reading")
+    _predict(node, engines, readable)
     return len(claimed)
+
+
+def break_off(node: Node, reason: str, counts: bool = True) -> int:
+    """Fail the jobs that were claimed in this process's name: whoever ran them is gone.
+
+    Of several that ran together nobody knows whose fault it was: each gets another attempt, alone.
+
+    Args:
+        node: in whose name.
+        reason: in words.
+        counts: an attempt; not where it was no fault of theirs: then they wait a little.
+
+    Returns:
+        How many there were.
+    """
+    held = select(Job).where(Job.state == JobState.RUNNING, Job.owner == node.id)
+    with node.database.reading() as session:
+        rows = session.scalars(held).all()
+    for row in rows:
+        if counts:
+            _fail(node, row, reason, alone=len(rows) == 1)
+        else:
+            with node.database.transaction() as session:
+                _let_wait(session, node, row, reason, SOON)
+    if rows:
+        node.results.sweep_own()
+    return len(rows)
 
 
 def _predict(node: Node, engines: Engines, readable: Sequence[tuple[Claimed, ImageStack]]) -> None:
@@ -106,8 +138,9 @@ def _predict(node: Node, engines: Engines, readable: Sequence[tuple[Claimed, Ima
             for one in readable:
                 _predict(node, engines, [one])
         else:
-            _fail(node, readable[0][0], f"{type(error).__name__}: {_first_line(error)}")
+            _fail(node, readable[0][0].row, f"{type(error).__name__}: {_first_line(error)}")
         return
+    faults.step("predicted", "job")
     for (job, stack), prediction in zip(readable, predictions, strict=True):
         _finish(node, job, prediction, stack)
 
@@ -139,8 +172,11 @@ def _claim(node: Node, queues: Sequence[str]) -> list[Claimed]:
         if first is None:
             return []
         rows = [first]
-        if first.model.manifest["select"]["unit"] == "image":
-            same = ready.where(Job.model_id == first.model_id, Job.id != first.id)
+        # One that failed before may have ended its process: it takes no other with it again.
+        if first.model.manifest["select"]["unit"] == "image" and not first.attempts:
+            same = ready.where(
+                Job.model_id == first.model_id, Job.id != first.id, Job.attempts == 0
+            )
             rows += session.scalars(same.limit(node.settings.worker.batch - 1)).all()
         return [
             Claimed(
@@ -173,8 +209,9 @@ def _finish(
         return
     except Exception as error:  # what libraries raise on headers that they do not expect
         _discard(node, kept, objects)
-        _fail(node, job, str(error) if isinstance(error, ResultError) else fault(error))
+        _fail(node, job.row, str(error) if isinstance(error, ResultError) else fault(error))
         return
+    faults.step("built", "job")
     try:
         with node.database.transaction() as session:
             done = claims.still_ours(
@@ -196,11 +233,13 @@ def _finish(
                     if layout := layouts.get(destination.destination):
                         destination.layout = [str(form) for form in layout]
                 forms.queue(session, row, node)
+            faults.step("commit", "job")
     except CommitUnknown:
         raise  # the rows may exist: the files stay, reconciliation removes them if they do not
     except BaseException:
         _discard(node, kept, objects)  # the rollback is certain
         raise
+    faults.step("committed", "job")
     if not done:
         _discard(node, kept, objects)
         log.warning("stale lease: result discarded", job=job.row.id, token=job.row.token)
@@ -254,29 +293,33 @@ def summarise(prediction: Prediction) -> dict[str, Any]:
 def _wait(node: Node, job: Claimed, kind: str, subject: str, reason: str) -> None:
     """What is no fault of the job is not counted: it waits, and an administrator is told."""
     with node.database.transaction() as session:
-        ours = claims.still_ours(
-            session,
-            job.row,
-            JobState.RUNNING,
-            state=JobState.READY,
-            owner=None,
-            attempts=job.row.attempts - 1,
-            not_before=node.now() + PATIENCE,
-            error=reason,
-        )
-        if ours:
+        if _let_wait(session, node, job.row, reason, PATIENCE):
             alert_once(session, node.now(), kind, subject, reason)
     log.error(kind, job=job.row.id, model=job.row.model.name, reason=reason)
 
 
-def _fail(node: Node, job: Claimed, reason: str) -> None:
-    """Try again, or give up when its attempts are used up."""
-    last = job.row.attempts >= node.settings.worker.attempts
+def _let_wait(session: Session, node: Node, job: Job, reason: str, wait: timedelta) -> bool:
+    """Give the job back as if it had not been claimed; False where the claim is stale."""
+    return claims.still_ours(
+        session,
+        job,
+        JobState.RUNNING,
+        state=JobState.READY,
+        owner=None,
+        attempts=job.attempts - 1,
+        not_before=node.now() + wait,
+        error=reason,
+    )
+
+
+def _fail(node: Node, job: Job, reason: str, alone: bool = True) -> None:
+    """Try again, or give up when its attempts are used up and it was certainly at fault."""
+    last = alone and job.attempts >= node.settings.worker.attempts
     state = JobState.DEAD if last else JobState.READY
     with node.database.transaction() as session:
         ours = claims.still_ours(
             session,
-            job.row,
+            job,
             JobState.RUNNING,
             state=state,
             owner=None,
@@ -284,9 +327,9 @@ def _fail(node: Node, job: Claimed, reason: str) -> None:
             finished_at=node.now() if last else None,
         )
         if ours and last:
-            text = f"given up after {job.row.attempts} attempts: {reason}"
-            alert_once(session, node.now(), "job dead", f"job {job.row.id}", text)
-    log.error("job failed", job=job.row.id, attempt=job.row.attempts, reason=reason, dead=last)
+            text = f"given up after {job.attempts} attempts: {reason}"
+            alert_once(session, node.now(), "job dead", f"job {job.id}", text)
+    log.error("job failed", job=job.id, attempt=job.attempts, reason=reason, dead=last)
 
 
 def _discard(node: Node, kept: Stored | None, objects: forms.Objects) -> None:

@@ -18,8 +18,8 @@ from dicom_node.domain.study import StudyState
 from dicom_node.errors import InvalidTransition, NodeError, NotFound
 from dicom_node.services.alerts import resolve_alerts
 from dicom_node.services.context import Node
+from dicom_node.services.enter import is_own
 from dicom_node.services.headers import facts_of, patient_of
-from dicom_node.services.receive import is_own
 from dicom_node.store.tables import Association, Quarantined
 
 Keep = Literal["old", "new"]
@@ -48,10 +48,14 @@ def list_quarantine(node: Node, everything: bool = False) -> list[dict[str, Any]
                 "from": _calling(session, row.association_id),
                 "held_since": row.instance.received_at,
                 "held_from": _calling(session, row.instance.association_id),
-                "differs_in": differences(
+                "differs_in": ["purged: it cannot be told any more"]
+                if row.purging_at or row.instance.purging_at
+                else differences(
                     node.instances.path(row.instance.path), node.instances.path(row.path)
                 ),
                 "resolution": row.resolution,
+                "purged_at": row.purging_at,
+                "held_purged_at": row.instance.purging_at,
                 "file": node.instances.path(row.path),
                 "held_file": node.instances.path(row.instance.path),
             }
@@ -125,6 +129,10 @@ def _swap(session: Session, node: Node, row: Quarantined) -> None:
     held.sop_class_uid, held.series_instance_uid = facts.sop_class_uid, facts.series_instance_uid
     held.patient_id, held.patient_issuer = patient.patient_id, patient.issuer
     row.received_at, held.received_at = held.received_at, now
+    if {(one.patient_id, one.patient_issuer) for one in study.instances} == {
+        (patient.patient_id, patient.issuer)
+    }:
+        study.patient_id, study.patient_issuer = patient.patient_id, patient.issuer
     # A held study is judged again too: the newcomer may have settled whose it is.
     resolve_alerts(session, now, "identity conflict", study.study_instance_uid)
     study.state, study.waiting_for = StudyState.OPEN, ""

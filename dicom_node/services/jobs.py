@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node.domain.job import JobState, Priority, after, due_at
 from dicom_node.domain.profile import describe, form_of
-from dicom_node.errors import NotFound
+from dicom_node.errors import InvalidTransition, NotFound
 from dicom_node.services.context import Node
 from dicom_node.store.tables import Job, JobDestination, JobInput, Model, Revision, Study
 
@@ -61,6 +62,7 @@ def retry_job(node: Node, job_id: int) -> None:
     """Let a dead or cancelled job run again, with its attempts counted anew."""
     with node.database.transaction() as session:
         job = _job(session, job_id, lock=True)
+        _refuse_purged(job.revision.study, [job], "run it again")
         job.state = after("retry", str(job.id), JobState(job.state))
         job.attempts, job.error, job.not_before, job.finished_at = 0, "", None, None
 
@@ -85,9 +87,13 @@ def rerun_study(node: Node, study_uid: str, model: str | None = None) -> list[in
 
     Raises:
         NotFound: no such study, or nothing of it was ever run.
+        InvalidTransition: its images were purged.
     """
     with node.database.transaction() as session:
-        study = session.scalar(select(Study).where(Study.study_instance_uid == study_uid))
+        # Locked: a purge must not take the images from under the new job.
+        study = session.scalar(
+            select(Study).where(Study.study_instance_uid == study_uid).with_for_update()
+        )
         if study is None:
             raise NotFound("study", study_uid)
         newest = (
@@ -102,6 +108,7 @@ def rerun_study(node: Node, study_uid: str, model: str | None = None) -> list[in
         jobs = session.scalars(select(Job).where(Job.id.in_(newest))).all()
         if not jobs:
             raise NotFound("finished job of study", study_uid)
+        _refuse_purged(study, jobs, "run its models again")
         successors = (
             select(Job.predecessor_id)
             .join(Revision)
@@ -110,6 +117,22 @@ def rerun_study(node: Node, study_uid: str, model: str | None = None) -> list[in
         superseded = set(session.scalars(successors))
         made = [_again(session, node, job) for job in jobs if job.id not in superseded]
         return [job.id for job in made if job is not None]
+
+
+def _refuse_purged(study: Study, jobs: Iterable[Job], wanted: str) -> None:
+    """A job cannot read images that are gone; say so now, and what to do."""
+    gone = [
+        i.instance.purged_at or i.instance.purging_at
+        for job in jobs
+        for i in job.inputs
+        if i.instance.purging_at
+    ]
+    if gone:
+        raise InvalidTransition(
+            f"study {study.study_instance_uid}",
+            f"without its images, which were purged on {max(filter(None, gone)):%Y-%m-%d}",
+            f"{wanted} before it was sent again",
+        )
 
 
 def _again(session: Session, node: Node, job: Job) -> Job | None:

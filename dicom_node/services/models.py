@@ -1,7 +1,8 @@
 """Owns the models that the node may run: adding a verified bundle, changing its state.
 
 A bundle is verified twice: here, golden example included, in a child process that loads torch, and
-again by the worker, on the bytes that it loads. Refuses to know networks.
+again by the worker, on the bytes that it loads. Nothing of one is loaded before somebody whom the
+settings name answers for it (``services.trust``). Refuses to know networks.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import dicom_node
 from dicom_node.domain.job import JobState, after
 from dicom_node.domain.model import ModelState, check_transition
 from dicom_node.errors import ConfigurationError, NotFound
+from dicom_node.services import trust
 from dicom_node.services.context import Node
 from dicom_node.store.tables import Job, Model
-from inference.bundle import Bundle, open_bundle
+from inference.bundle import SIGNATURE_NAME, Bundle, open_bundle
 from inference.errors import BundleError
 
 SHIPPED = Path(dicom_node.__file__).parent / "bundles"
@@ -35,6 +37,32 @@ SHIPPED = Path(dicom_node.__file__).parent / "bundles"
 def bundle_folder(node: Node, digest: str) -> Path:
     """Where the node keeps a bundle."""
     return node.settings.storage.folder / "bundles" / digest
+
+
+def open_trusted(node: Node, digest: str) -> tuple[Bundle, trust.Trust]:
+    """A kept bundle, every file of it verified, and who answers for it now.
+
+    Raises:
+        BundleError: it is missing, altered, not the one that was added, or no longer trusted.
+    """
+    bundle = open_bundle(bundle_folder(node, digest))
+    if bundle.digest != digest:
+        raise BundleError("manifest.json: altered since the model was added")
+    return bundle, trust.check(bundle, node.settings.models)
+
+
+def open_to_sign(path: Path) -> Bundle:
+    """A bundle's folder, verified: nobody shall answer for one that no node would load.
+
+    Raises:
+        ConfigurationError: it is none, or a zip.
+    """
+    if not path.is_dir():
+        raise ConfigurationError(f"{path}: sign the bundle's folder, then make a zip of it")
+    try:
+        return open_bundle(path)
+    except BundleError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
 
 
 def add_model(node: Node, path: Path) -> dict[str, Any]:
@@ -49,7 +77,8 @@ def add_models(node: Node, paths: Sequence[Path]) -> list[dict[str, Any]]:
         paths: their folders or zips; one child process checks them all.
 
     Returns:
-        For each its name, version, digest, and largest difference from the golden example.
+        For each its name, version, digest, who answers for it, and the largest difference from
+        the golden example.
 
     Raises:
         ConfigurationError: a bundle is refused, with the reason; then none is added.
@@ -59,6 +88,7 @@ def add_models(node: Node, paths: Sequence[Path]) -> list[dict[str, Any]]:
     with TemporaryDirectory(dir=parent, prefix="adding-") as waiting:
         bundles = [_copy(path, Path(waiting) / str(n)) for n, path in enumerate(paths)]
         try:
+            trusted = [trust.check(bundle, node.settings.models) for bundle in bundles]
             checks = verify([bundle.path for bundle in bundles])
         except BundleError as error:
             raise ConfigurationError(str(error)) from error
@@ -73,9 +103,10 @@ def add_models(node: Node, paths: Sequence[Path]) -> list[dict[str, Any]]:
             "name": bundle.manifest.name,
             "version": bundle.manifest.version,
             "digest": bundle.digest,
+            "trust": why.words,
             **check,
         }
-        for bundle, check in zip(bundles, checks, strict=True)
+        for bundle, why, check in zip(bundles, trusted, checks, strict=True)
     ]
 
 
@@ -143,15 +174,20 @@ def list_models(node: Node) -> list[dict[str, Any]]:
 
 
 def show_model(node: Node, name: str) -> dict[str, Any]:
-    """One version with its manifest and card."""
+    """One version with its manifest and card, and whether and why it is trusted now."""
     with node.database.reading() as session:
         row = find(session, name)
     folder = bundle_folder(node, row.digest)
     try:
+        words, trusted = open_trusted(node, row.digest)[1].words, True
+    except BundleError as error:
+        words, trusted = str(error), False
+    try:
         card = (folder / "card.md").read_text(encoding="utf-8")
     except OSError:
         card = "the bundle's files are missing; add it again"
-    return {**_told(row), "manifest": row.manifest, "card": card}
+    about = {"trusted": trusted, "trust": words}
+    return {**_told(row), **about, "manifest": row.manifest, "card": card}
 
 
 def find(session: Session, name: str) -> Model:
@@ -170,13 +206,19 @@ def find(session: Session, name: str) -> Model:
 
 
 def _keep(bundle: Bundle, folder: Path, aside: Path) -> None:
-    """Put it in its place, unless it lies there whole; what was altered there goes aside."""
+    """Put it in its place, unless it lies there whole; what was altered there goes aside.
+
+    A signature takes the place of the one that is there: another key may answer for it now.
+    """
     try:
         open_bundle(folder)
     except BundleError:
         if folder.exists():
             folder.rename(aside)
         bundle.path.rename(folder)
+    else:
+        if (signature := bundle.path / SIGNATURE_NAME).exists():
+            signature.replace(folder / SIGNATURE_NAME)
 
 
 def _enter(session: Session, bundle: Bundle, now: datetime) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from sqlalchemy import select
+
 from dicom_node.destinations.build import build
 from dicom_node.destinations.dimse import DimseDestination
 from dicom_node.destinations.types import Destination
+from dicom_node.dimse.tls import own_fingerprint, own_name
 from dicom_node.domain.profile import (
     Compression,
     Document,
@@ -19,22 +22,24 @@ from dicom_node.domain.profile import (
 )
 from dicom_node.errors import ConfigurationError, DeliveryFailed, Unavailable
 from dicom_node.results.build import kind_of
+from dicom_node.services.admission import Caller, admit
 from dicom_node.services.context import Node
-from dicom_node.services.receive import is_known
 from dicom_node.services.registry import check_ae_title, get_destination, list_modalities
 from dicom_node.settings import Settings
+from dicom_node.store.tables import Modality
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})/(?P<title>.+)")
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - compared with, not bound
 
 
 def at_address(
-    text: str, settings: Settings, calling: str | None = None
+    text: str, settings: Settings, calling: str | None = None, tls: bool = False
 ) -> DimseDestination | None:
     """The peer of ``host:port/AE``; None when the text is no address but a name.
 
     Args:
         calling: AE title to speak as; None: our own.
+        tls: speak TLS, with our certificate.
 
     Raises:
         ConfigurationError: a port or an AE title that cannot be one.
@@ -51,6 +56,7 @@ def at_address(
         port=port,
         calling=check_ae_title(calling or settings.listener.ae_title),
         timeout=settings.delivery.timeout,
+        tls=settings.tls if tls else None,
     )
 
 
@@ -67,21 +73,55 @@ def named(node: Node, name: str, calling: str | None = None) -> Destination:
     return destination
 
 
-def own_listener(node: Node, calling: str | None = None) -> DimseDestination:
-    """Our own listener, spoken to as a modality that may send from this machine, where one may."""
-    listener = node.settings.listener
+def modality(node: Node, ae_title: str) -> DimseDestination | None:
+    """Where a modality takes associations from us, if it was told; over TLS if it must use that."""
+    with node.database.reading() as session:
+        row = session.scalar(select(Modality).where(Modality.ae_title == ae_title))
+    if row is None or row.host is None or row.port is None:
+        return None
+    secure = node.settings.tls
+    tls = row.tls_only or row.certificates or "plain" not in secure.ports
+    return DimseDestination(
+        ae_title=row.ae_title,
+        host=row.host,
+        port=row.port,
+        calling=node.settings.listener.ae_title,
+        timeout=node.settings.delivery.timeout,
+        tls=secure if tls else None,
+    )
+
+
+def own_listener(node: Node, calling: str | None = None, tls: bool = False) -> DimseDestination:
+    """Our own listener, spoken to as a modality that may send from this machine, where one may.
+
+    Args:
+        calling: AE title to speak as; None: one that may.
+        tls: by its TLS port, which is taken where there is no other.
+
+    Raises:
+        ConfigurationError: TLS is asked for, and its files cannot be used.
+    """
+    listener, secure = node.settings.listener, node.settings.tls
+    tls = tls or "plain" not in secure.ports
+    if tls and "tls" not in secure.ports:
+        raise ConfigurationError("the listener has no TLS port; see the settings of [tls]")
     host = _EVERYWHERE.get(listener.host, listener.host)
+    certificate = own_fingerprint(secure) if tls else None
     return DimseDestination(
         ae_title=listener.ae_title,
         host=host,
-        port=listener.port,
-        calling=check_ae_title(calling or _known_here(node, host) or listener.ae_title),
+        port=secure.port if tls else listener.port,
+        calling=check_ae_title(
+            calling or _known_here(node, host, certificate) or listener.ae_title
+        ),
         timeout=node.settings.delivery.timeout,
+        tls=secure if tls else None,
+        tls_name=own_name(secure) if tls else "",
     )
 
 
 def echo(destination: Destination) -> float:
-    """Seconds until the destination answered a C-ECHO (a folder: could be written to).
+    """Seconds until the destination answered a C-ECHO or a query, or a folder was written to.
 
     Raises:
         Unavailable: it did not answer, or with a fault; says what, and what is behind a rejection.
@@ -93,7 +133,7 @@ def echo(destination: Destination) -> float:
 
 
 def takes(destination: Destination) -> dict[str, bool] | None:
-    """Which forms of a result a PACS takes, in words; None for a folder, which takes them all.
+    """Which forms of a result a PACS takes, in words; None where nobody can be asked.
 
     Raises:
         Unavailable: it cannot be asked.
@@ -124,7 +164,9 @@ def explained(fault: str, destination: Destination) -> str:
     if not isinstance(destination, DimseDestination):
         return fault
     behind = {
-        "(1,1,3)": f"it does not know the calling AE title {destination.calling}",
+        "(1,1,3)": f"it does not know the calling AE title {destination.calling}, not from this "
+        "address, or not with this certificate",
+        "(1,2,1)": "it wants a user identity",
         "(1,1,7)": f"it is not called {destination.ae_title}",
         "(2,3,1)": "it is busy or half down; try again",
         "(2,3,2)": "it has too many associations; try again",
@@ -134,9 +176,9 @@ def explained(fault: str, destination: Destination) -> str:
     return f"{where}: {fault}{f': {reason}' if reason else ''}"
 
 
-def _known_here(node: Node, host: str) -> str | None:
-    titles = (row["ae_title"] for row in list_modalities(node))
+def _known_here(node: Node, host: str, certificate: str | None) -> str | None:
+    callers = (Caller(row["ae_title"], host, certificate) for row in list_modalities(node))
     try:
-        return next((title for title in titles if is_known(node, title, host)), None)
+        return next((c.title for c in callers if admit(node, c).refusal is None), None)
     except ValueError:  # the listener's host is a name: which address it has is the system's matter
         return None

@@ -18,6 +18,8 @@ import structlog
 from sqlalchemy import select, update
 
 from dicom_node.errors import Unavailable
+from dicom_node.services import audit
+from dicom_node.services.alerts import fault
 from dicom_node.services.context import Node
 from dicom_node.services.receive import end_association
 from dicom_node.store.tables import Association, Process
@@ -52,8 +54,9 @@ def beating(beat: Callable[[], None], every: float) -> Iterator[None]:
         while not stop.wait(every):
             try:
                 beat()
-            except Unavailable as error:  # the lease may lapse; the fencing token guards the rest
-                log.warning("heartbeat missed", reason=str(error))
+            except Exception as error:  # the lease may lapse; the fencing token guards the rest
+                reason = str(error) if isinstance(error, Unavailable) else fault(error)
+                log.warning("heartbeat missed", reason=reason)
 
     thread = threading.Thread(target=run, name="heartbeat", daemon=True)
     thread.start()
@@ -78,6 +81,7 @@ def register(node: Node) -> None:
                 beat_at=node.now(),
             )
         )
+    audit.started(node)
 
 
 @contextmanager
@@ -143,6 +147,7 @@ def _began(pid: int) -> str:
 def bury(node: Node, dead: Iterable[str]) -> None:
     """End processes and the associations that they held, so that no study waits for a ghost."""
     gone = list(dead)
+    audit.ended(node, gone)
     with node.database.transaction() as session:
         now = node.now()
         session.execute(update(Process).where(Process.id.in_(gone)).values(ended_at=now))

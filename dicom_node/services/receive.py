@@ -6,34 +6,31 @@ error of ``dicom_node.errors``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from hashlib import sha256
-from ipaddress import ip_address, ip_network
 
 import structlog
-from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from dicom_node import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_node.domain.loops import why_ignored
+from dicom_node import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, faults
 from dicom_node.domain.study import StudyState
 from dicom_node.errors import ConflictingInstance
+from dicom_node.services import audit
 from dicom_node.services.alerts import alert_once
 from dicom_node.services.context import Node
+from dicom_node.services.enter import Entry, enter, is_own_series
 from dicom_node.services.headers import (
+    Header,
     check_identity,
     facts_of,
     patient_of,
-    read_header,
+    scan_header,
     study_uid_of,
 )
 from dicom_node.services.same import same_content
@@ -43,7 +40,6 @@ from dicom_node.store.tables import (
     Association,
     Expectation,
     Instance,
-    Modality,
     Quarantined,
     Result,
     Study,
@@ -53,15 +49,29 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Reception:
-    """One C-STORE request, as it came.
+class Arrival:
+    """A C-STORE request without its data set.
 
     Attributes:
-        dataset: the encoded data set, byte for byte, without file meta information.
-        transfer_syntax: of ``dataset``, the accepted one of its presentation context.
+        transfer_syntax: of the data set, the accepted one of its presentation context.
         sop_class_uid: Affected SOP Class UID of the request.
         sop_instance_uid: Affected SOP Instance UID of the request.
         association: the row that ``open_association`` returned.
+    """
+
+    transfer_syntax: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    association: int
+
+
+@dataclass(frozen=True)
+class Reception:
+    """One C-STORE request with its whole data set.
+
+    Attributes:
+        dataset: as encoded, byte for byte, without file meta information.
+        transfer_syntax: as in `Arrival`, and so are the others.
     """
 
     dataset: bytes
@@ -79,53 +89,105 @@ class Outcome(StrEnum):
     OTHER_ENCODING = "other encoding"
 
 
-def receive_instance(node: Node, reception: Reception) -> Outcome:
-    """Make one instance durable: file, directory, row; when this returns, 0x0000 is true.
+class Intake:
+    """One instance on its way in: to a file as it comes; at the end durable, or gone.
+
+    Args:
+        arrival: what is about to come.
 
     Raises:
-        RefusedInstance: one of its kinds; nothing is kept, but a conflicting one in quarantine.
-        Unavailable: disk or database cannot take it now; nothing is acknowledged.
+        Unavailable: disk or database cannot take it now.
     """
-    header = read_header(reception.dataset, reception.transfer_syntax)
-    check_identity(header, reception.sop_class_uid, reception.sop_instance_uid)
-    digest = sha256(reception.dataset).hexdigest()
-    with node.database.reading() as session:
-        held = _held(session, reception.sop_instance_uid)
-    if held is None:
-        stored = _write(node, reception, ".dcm")
+
+    def __init__(self, node: Node, arrival: Arrival) -> None:
+        self._node, self._arrival = node, arrival
+        self._known = _known(node, arrival)
+        self._draft = node.instances.begin(_head(arrival))
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes of the data set.
+
+        Raises:
+            Unavailable: the disk cannot take them.
+        """
+        self._draft.write(piece)
+
+    def finish(self) -> Outcome:
+        """Make it durable: file, directory, row; when this returns, 0x0000 is true.
+
+        Raises:
+            RefusedInstance: one of its kinds; nothing is kept, but a conflicting one in quarantine.
+            Unavailable: disk or database cannot take it now; nothing is acknowledged.
+        """
         try:
-            with node.database.transaction() as session:
-                _insert(session, node, reception, header, stored)
-        except CommitUnknown:
-            raise  # the row may exist: the file stays, the sweep finds it if it does not
-        except IntegrityError:
-            node.instances.remove(stored.name)
-            return receive_instance(node, reception)  # another association was first
-        except BaseException:
-            node.instances.remove(stored.name)  # the rollback is certain
-            raise
-        return Outcome.STORED
-    if held.sha256 == digest:
-        _see_held_file(node, reception, held)
-        return Outcome.DUPLICATE
-    if same_content(node.instances.path(held.path), reception.dataset, reception.transfer_syntax):
-        return Outcome.OTHER_ENCODING
-    _quarantine(node, reception, held, digest)
-    raise ConflictingInstance("held with other content", reception.sop_instance_uid)
+            return self._finish()
+        finally:
+            self._draft.drop()
+
+    def drop(self) -> None:
+        """Keep nothing of it; harmless at the end."""
+        self._draft.drop()
+
+    def _finish(self) -> Outcome:
+        node, arrival, body = self._node, self._arrival, self._draft.body()
+        header = scan_header(body, arrival.transfer_syntax)
+        check_identity(header, arrival.sop_class_uid, arrival.sop_instance_uid)
+        digest, known = self._draft.sha256, self._known
+        if known.held:  # a purge may have begun since
+            known = _known(node, arrival)
+        if not known.held:
+            stored = self._draft.keep(".dcm")
+            with _or_none(node, stored):
+                is_first = enter(node.database, _entry(node, arrival, header, stored, known))
+            if is_first:
+                faults.step("committed", "receive")
+                return Outcome.STORED
+            node.instances.remove(stored.name)  # another association was first
+            known = _known(node, arrival)
+        if known.sha256 == digest:
+            _see_held_file(node, arrival, known, body)
+            return Outcome.DUPLICATE
+        held = node.instances.path(known.path)
+        if same_content(held, bytes(body), arrival.transfer_syntax):
+            return Outcome.OTHER_ENCODING
+        _quarantine(node, arrival, known, digest, body)
+        raise ConflictingInstance("held with other content", arrival.sop_instance_uid)
+
+
+def receive_instance(node: Node, reception: Reception) -> Outcome:
+    """What `Intake` does, of an instance that is all here."""
+    arrival = Arrival(
+        reception.transfer_syntax,
+        reception.sop_class_uid,
+        reception.sop_instance_uid,
+        reception.association,
+    )
+    intake = Intake(node, arrival)
+    try:
+        intake.write(reception.dataset)
+        return intake.finish()
+    finally:
+        intake.drop()
 
 
 def part10_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
     """Preamble, prefix and file meta information (PS3.10 section 7.1)."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
-    meta.TransferSyntaxUID = UID(transfer_syntax)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    head = DicomBytesIO()
-    head.write(b"\0" * 128 + b"DICM")
-    write_file_meta_info(head, meta)
-    return head.getvalue()
+    uids = (
+        (0x0002, sop_class_uid),
+        (0x0003, sop_instance_uid),
+        (0x0010, transfer_syntax),
+        (0x0012, IMPLEMENTATION_CLASS_UID),
+    )
+    meta = struct.pack("<HH2sHL2s", 2, 1, b"OB", 0, 2, b"\0\1")
+    meta += b"".join(_meta(element, b"UI", uid, b"\0") for element, uid in uids)
+    meta += _meta(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME, b" ")
+    return b"\0" * 128 + b"DICM" + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(meta)) + meta
+
+
+def _meta(element: int, vr: bytes, text: str, padding: bytes) -> bytes:
+    value = text.encode("ascii")
+    value += padding * (len(value) % 2)
+    return struct.pack("<HH2sH", 2, element, vr, len(value)) + value
 
 
 def open_association(node: Node, calling: str, called: str, address: str) -> int:
@@ -145,6 +207,7 @@ def open_association(node: Node, calling: str, called: str, address: str) -> int
 
 def close_association(node: Node, association: int, *, aborted: bool) -> None:
     """Record its end; the studies that it sent are looked at at once."""
+    audit.received(node, association)
     with node.database.transaction() as session:
         end_association(session, association, node.now(), aborted=aborted)
 
@@ -163,24 +226,6 @@ def end_association(session: Session, association: int, now: datetime, *, aborte
         .values(check_at=now)
         .execution_options(synchronize_session=False)
     )
-
-
-def is_known(node: Node, calling: str, address: str) -> bool:
-    """Whether this AE title may send from this address."""
-    with node.database.reading() as session:
-        row = session.scalar(select(Modality).where(Modality.ae_title == calling))
-    if row is None:
-        return False
-    return not row.addresses or any(
-        ip_address(address) in ip_network(network) for network in row.addresses
-    )
-
-
-def endpoint(node: Node, ae_title: str) -> tuple[str, int] | None:
-    """Where a modality takes associations from us, if it was told."""
-    with node.database.reading() as session:
-        row = session.scalar(select(Modality).where(Modality.ae_title == ae_title))
-    return (row.host, row.port) if row and row.host and row.port else None
 
 
 def expect(
@@ -216,123 +261,145 @@ def expect(
         )
 
 
-def held(node: Node, sop_instance_uids: Sequence[str]) -> set[str]:
-    """Which of the instances are durable here: a row, and its file seen."""
-    with node.database.reading() as session:
-        rows = session.execute(
-            select(Instance.sop_instance_uid, Instance.path).where(
-                Instance.sop_instance_uid.in_(sop_instance_uids)
-            )
-        ).all()
-    return {uid for uid, path in rows if node.instances.path(path).is_file()}
+def commit(node: Node, sop_instance_uids: Sequence[str]) -> set[str]:
+    """Which of the instances are durable here, a row and its file seen; they are kept from now on.
 
-
-def _write(node: Node, reception: Reception, suffix: str) -> Stored:
-    head = part10_head(
-        reception.sop_class_uid, reception.sop_instance_uid, reception.transfer_syntax
-    )
-    return node.instances.write(suffix, head, reception.dataset)
-
-
-def _held(session: Session, sop_instance_uid: str) -> Instance | None:
-    return session.scalar(select(Instance).where(Instance.sop_instance_uid == sop_instance_uid))
-
-
-def _insert(
-    session: Session, node: Node, reception: Reception, header: Dataset, stored: Stored
-) -> None:
-    now, patient = node.now(), patient_of(header)
-    association = session.get_one(Association, reception.association)
-    facts = facts_of(header, stored.sha256, association.calling_ae, association.called_ae)
-    own = is_own(session, facts.sop_instance_uid, facts.series_instance_uid)
-    ignored = why_ignored(facts.sop_class, facts.modality, own)
-    uid = study_uid_of(header)
-    study = session.scalar(select(Study).where(Study.study_instance_uid == uid).with_for_update())
-    if study is None:
-        study = Study(
-            study_instance_uid=uid,
-            state=StudyState.CLOSED,
-            patient_id=patient.patient_id,
-            patient_issuer=patient.issuer,
-            first_at=now,
-            opened_at=now,
-            last_at=now,
+    The promise is in the database before anybody hears of it, and binds the purge
+    (``services.purge``) until an archive holds them.
+    """
+    with node.database.transaction() as session:
+        rows = session.scalars(
+            select(Instance)
+            .where(Instance.sop_instance_uid.in_(sop_instance_uids), Instance.purging_at.is_(None))
+            .with_for_update()
         )
-        session.add(study)
-        session.flush()
-    if not ignored:
-        if study.state == StudyState.CLOSED:  # a late instance opens a new revision
-            study.state, study.opened_at = StudyState.OPEN, now
-        study.last_at = now
-        # The scheduler weighs the evidence; nothing is decided on the C-STORE path.
-        study.check_at = now
-    session.add(
-        Instance(
-            study_id=study.id,
-            association_id=association.id,
-            sop_instance_uid=facts.sop_instance_uid,
-            sop_class_uid=facts.sop_class_uid,
-            series_instance_uid=facts.series_instance_uid,
-            transfer_syntax=reception.transfer_syntax,
-            path=stored.name,
-            sha256=stored.sha256,
-            size=stored.size,
-            received_at=now,
-            counts=not ignored,
-            note=ignored,
-            patient_id=patient.patient_id,
-            patient_issuer=patient.issuer,
-            facts=asdict(facts),
-        )
+        durable = [row for row in rows if node.instances.path(row.path).is_file()]
+        for row in durable:
+            row.committed_at = row.committed_at or node.now()
+        return {row.sop_instance_uid for row in durable}
+
+
+def _head(arrival: Arrival) -> bytes:
+    return part10_head(arrival.sop_class_uid, arrival.sop_instance_uid, arrival.transfer_syntax)
+
+
+def _write(node: Node, arrival: Arrival, suffix: str, body: memoryview) -> Stored:
+    return node.instances.write(suffix, _head(arrival), [body])
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the database knows of an arrival: its sender, and the instance if it is held.
+
+    Attributes:
+        own: the result that it is, if this node built it.
+        id: of the instance's row; None, and so is what follows, where there is none.
+        purging_at: since when nobody relies on its file.
+    """
+
+    calling_ae: str
+    called_ae: str
+    own: int | None
+    id: int | None
+    path: str
+    sha256: str
+    purging_at: datetime | None
+
+    @property
+    def held(self) -> bool:
+        """Whether it is here; what was purged and comes again is stored again."""
+        return self.id is not None and self.purging_at is None
+
+
+_KNOWN = (
+    select(
+        Association.calling_ae,
+        Association.called_ae,
+        Result.id,
+        Instance.id,
+        Instance.path,
+        Instance.sha256,
+        Instance.purging_at,
+    )
+    .select_from(Association)
+    .outerjoin(Result, Result.sop_instance_uid == bindparam("instance"))
+    .outerjoin(Instance, Instance.sop_instance_uid == bindparam("instance"))
+    .where(Association.id == bindparam("association"))
+)
+
+
+def _known(node: Node, arrival: Arrival) -> _Known:
+    named = {"instance": arrival.sop_instance_uid, "association": arrival.association}
+    with node.database.looking() as connection:
+        return _Known(*connection.execute(_KNOWN, named).one())
+
+
+def _entry(node: Node, arrival: Arrival, header: Header, stored: Stored, known: _Known) -> Entry:
+    facts = facts_of(header, stored.sha256, known.calling_ae, known.called_ae)
+    series = facts.series_instance_uid
+    return Entry(
+        study_uid=study_uid_of(header),
+        patient=patient_of(header),
+        facts=facts,
+        own=known.own is not None or is_own_series(node.database, series),
+        transfer_syntax=arrival.transfer_syntax,
+        association=arrival.association,
+        stored=stored,
+        received_at=node.now(),
+        again=known.id is not None,
     )
 
 
-def is_own(session: Session, sop_instance_uid: str, series_instance_uid: str) -> bool:
-    """Whether this node built it, or a series of ours holds it."""
-    ours = select(Result.id).where(
-        (Result.sop_instance_uid == sop_instance_uid)
-        | (Result.series_instance_uid == series_instance_uid)
-    )
-    return session.scalar(ours.limit(1)) is not None
-
-
-def _see_held_file(node: Node, reception: Reception, held: Instance) -> None:
+def _see_held_file(node: Node, arrival: Arrival, held: _Known, body: memoryview) -> None:
     """A duplicate is acknowledged only when the held file is there; else it takes its place."""
     if node.instances.path(held.path).is_file():
         return
-    stored = _write(node, reception, ".dcm")
-    with node.database.transaction() as session:
-        session.get_one(Instance, held.id).path = stored.name
-    log.warning("held file was missing and is replaced", sop_instance_uid=held.sop_instance_uid)
+    stored = _write(node, arrival, ".dcm", body)
+    with _or_none(node, stored), node.database.transaction() as session:
+        row = session.get_one(Instance, held.id)
+        row.path = stored.name
+        row.purging_at = row.purged_at = None  # where a purge was what took it
+    uid = arrival.sop_instance_uid
+    log.warning("held file was missing and is replaced", sop_instance_uid=uid)
 
 
-def _quarantine(node: Node, reception: Reception, held: Instance, digest: str) -> None:
+def _quarantine(node: Node, arrival: Arrival, held: _Known, digest: str, body: memoryview) -> None:
     with node.database.reading() as session:
         same = select(Quarantined.id).where(
             Quarantined.instance_id == held.id, Quarantined.sha256 == digest
         )
         if session.scalar(same) is not None:
             return
-    stored = _write(node, reception, ".quarantined")
+    stored = _write(node, arrival, ".quarantined", body)
+    # Refused as a duplicate where the same bytes come on two associations at once.
+    with suppress(IntegrityError), _or_none(node, stored), node.database.transaction() as session:
+        session.add(
+            Quarantined(
+                instance_id=held.id,
+                association_id=arrival.association,
+                transfer_syntax=arrival.transfer_syntax,
+                path=stored.name,
+                sha256=digest,
+                size=stored.size,
+                received_at=node.now(),
+            )
+        )
+        alert_once(
+            session,
+            node.now(),
+            "conflicting instance",
+            arrival.sop_instance_uid,
+            "came again with other content; see `dicom-node instances list`",
+        )
+
+
+@contextmanager
+def _or_none(node: Node, stored: Stored) -> Iterator[None]:
+    """A file whose row is certainly not there goes; where nobody knows, the sweep decides."""
     try:
-        with node.database.transaction() as session:
-            session.add(
-                Quarantined(
-                    instance_id=held.id,
-                    association_id=reception.association,
-                    transfer_syntax=reception.transfer_syntax,
-                    path=stored.name,
-                    sha256=digest,
-                    size=stored.size,
-                    received_at=node.now(),
-                )
-            )
-            alert_once(
-                session,
-                node.now(),
-                "conflicting instance",
-                held.sop_instance_uid,
-                "came again with other content; see `dicom-node instances list`",
-            )
-    except IntegrityError:  # the same bytes on two associations at once
+        yield
+    except CommitUnknown:
+        raise
+    except BaseException:
         node.instances.remove(stored.name)
+        raise

@@ -15,15 +15,23 @@ from typing import Any
 from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
+from dicom_node.domain.delivery import Confirmation, Terms
 from dicom_node.domain.model import ModelState, ModelVersion
 from dicom_node.domain.profile import Profile
 from dicom_node.domain.routing import Rule, parse_rules
 from dicom_node.domain.selection import Criteria
 from dicom_node.errors import ConfigurationError, NotFound
+from dicom_node.services.admission import Identity, kept
 from dicom_node.services.context import Node
 from dicom_node.store.tables import Delivery, Destination, Modality, Model, RuleSet
 
 MAXIMUM_AE_TITLE = 16
+_OPTIONAL = {
+    "dimse": frozenset({"tls", "tls_name"}),
+    "dicomweb": frozenset(
+        {"user", "secret_file", "secret_variable", "ca_file", "certificate", "key", "timeout"}
+    ),
+}
 
 
 def model_version(row: Model) -> ModelVersion:
@@ -65,6 +73,11 @@ def add_modality(
     addresses: Sequence[str] = (),
     host: str | None = None,
     port: int | None = None,
+    *,
+    certificates: Sequence[str] = (),
+    tls_only: bool = False,
+    identity: Identity | None = None,
+    maximum_associations: int | None = None,
 ) -> None:
     """Let an AE title send to us; adding it again replaces what was told before.
 
@@ -72,18 +85,31 @@ def add_modality(
         addresses: networks that it may come from, as ``10.1.2.0/24`` or one address; none: any.
         host: where it takes associations from us (storage commitment answers).
         port: of ``host``.
+        certificates: fingerprints or files, of which it must show one over TLS; none: any.
+        tls_only: it may not come without TLS; so it is where certificates are named.
+        identity: the user that it must name, with the passcode, of which a hash is kept.
+        maximum_associations: at once, in each listener process.
     """
     title = check_ae_title(ae_title)
     try:
         networks = [str(ip_network(address, strict=False)) for address in addresses]
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
+    from dicom_node.dimse.tls import fingerprint_from
+
+    if identity and not (identity.user and identity.passcode):
+        raise ConfigurationError(f"modality {title!r}: neither user nor passcode may be empty")
+    fingerprints = [fingerprint_from(given) for given in certificates]
+    passcode = kept(identity.passcode) if identity else None
     with node.database.transaction() as session:
         row = session.scalar(select(Modality).where(Modality.ae_title == title))
         if row is None:
             row = Modality(ae_title=title)
             session.add(row)
         row.addresses, row.host, row.port = networks, host, port
+        row.certificates, row.tls_only = fingerprints, tls_only
+        row.user_name, row.passcode = identity.user if identity else None, passcode
+        row.maximum_associations = maximum_associations
 
 
 def remove_modality(node: Node, ae_title: str) -> None:
@@ -100,7 +126,16 @@ def list_modalities(node: Node) -> list[dict[str, Any]]:
     with node.database.reading() as session:
         rows = session.scalars(select(Modality).order_by(Modality.ae_title)).all()
     return [
-        {"ae_title": r.ae_title, "addresses": r.addresses, "host": r.host, "port": r.port}
+        {
+            "ae_title": r.ae_title,
+            "addresses": r.addresses,
+            "host": r.host,
+            "port": r.port,
+            "certificates": r.certificates,
+            "tls_only": r.tls_only,
+            "user": r.user_name,
+            "maximum_associations": r.maximum_associations,
+        }
         for r in rows
     ]
 
@@ -111,25 +146,40 @@ def add_destination(
     kind: str,
     config: dict[str, Any],
     profile: Mapping[str, str] | None = None,
+    terms: Mapping[str, Any] | None = None,
+    archive: bool = False,
 ) -> None:
     """Name a place for results; adding it again replaces its configuration.
 
     Args:
-        kind: ``dimse`` (config ae_title, host, port) or ``folder`` (config path).
+        kind: ``dimse`` (config ae_title, host, port; perhaps tls, tls_name), ``dicomweb``
+            (config url, and what `DicomwebDestination` has beside it) or ``folder`` (config path).
         profile: in which forms it gets results, where they are not the default ones.
+        archive: it is asked, by C-FIND, whether it holds images before we purge what we committed.
+        terms: how it is delivered to (``domain.delivery.Terms``), where that is not the default.
 
     Raises:
-        ConfigurationError: an entry is missing or not known, or the profile makes no sense.
+        ConfigurationError: an entry is missing or not known, or profile or terms make no sense.
     """
-    needed = {"dimse": {"ae_title", "host", "port"}, "folder": {"path"}}
+    # Listings load no network.
+    from dicom_node.destinations.build import build
+
+    needed = {"dimse": {"ae_title", "host", "port"}, "dicomweb": {"url"}, "folder": {"path"}}
     if kind not in needed:
-        raise ConfigurationError(f"destination {name!r}: kind is dimse or folder, not {kind!r}")
-    if set(config) != needed[kind]:
+        kinds = "dimse, dicomweb or folder"
+        raise ConfigurationError(f"destination {name!r}: kind is {kinds}, not {kind!r}")
+    if set(config) - _OPTIONAL.get(kind, frozenset()) != needed[kind]:
         raise ConfigurationError(f"destination {name!r}: {kind} needs {sorted(needed[kind])}")
     if kind == "dimse":
         config = {**config, "ae_title": check_ae_title(config["ae_title"])}
+    if archive and kind != "dimse":
+        raise ConfigurationError(f"destination {name!r}: a {kind} cannot be asked what it holds")
     try:
+        build(kind, config, node.settings)
         told = Profile.parse(profile or {}).told()
+        delivery = Terms.parse(terms or {})
+        if delivery.commitment is Confirmation.COMMITMENT and kind != "dimse":
+            raise ConfigurationError("only a PACS commits; --commitment query, or none")
     except ConfigurationError as error:
         raise ConfigurationError(f"destination {name!r}: {error}") from error
     with node.database.transaction() as session:
@@ -137,7 +187,8 @@ def add_destination(
         if row is None:
             row = Destination(name=name)
             session.add(row)
-        row.kind, row.config = kind, {**config, **({"profile": told} if told else {})}
+        further = {"profile": told, "delivery": delivery.told(), "archive": archive}
+        row.kind, row.config = kind, config | {k: v for k, v in further.items() if v}
 
 
 def remove_destination(node: Node, name: str) -> None:
@@ -159,7 +210,15 @@ def list_destinations(node: Node) -> list[dict[str, Any]]:
     with node.database.reading() as session:
         rows = session.scalars(select(Destination).order_by(Destination.name)).all()
     return [
-        {"name": r.name, "kind": r.kind, **r.config, "profile": asdict(profile_of(r.config))}
+        {
+            "name": r.name,
+            "kind": r.kind,
+            **r.config,
+            "profile": asdict(profile_of(r.config)),
+            "delivery": asdict(Terms.parse(r.config.get("delivery", {}))),
+            "failures": r.failures,
+            "closed_until": r.closed_until,
+        }
         for r in rows
     ]
 

@@ -1,21 +1,36 @@
 """Owns the question whether two encodings hold the same instance; decodes to answer it.
 
-A PACS that forwards may recompress losslessly. Refuses to know rows; says no when in doubt.
+A PACS that forwards may recompress losslessly. Refuses to know rows; says no when in doubt. Pixels
+are decoded in a child process, ``python -m dicom_node.services.same FILE SYNTAX`` with the other
+data set on stdin: what a decoder does not survive ends no listener.
 """
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.datadict import keyword_for_tag
+from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from dicom_node.services.headers import MAXIMUM_PIXEL_BYTES
+
+_PATIENCE = 60.0
+"""Seconds for the child; a sender waits for its answer as long."""
+
+_MEMORY = 4 << 30
+"""Bytes that the child may ask for."""
+
+_SAME = 77
+"""Its exit status for yes: none that an accident gives."""
 
 # What an encoding, not the content, decides.
 _OF_ENCODING = {
@@ -44,12 +59,26 @@ def same_content(held: Path, dataset: bytes, transfer_syntax: str) -> bool:
         syntax = UID(transfer_syntax)
         if ours.file_meta.TransferSyntaxUID == syntax or syntax.is_deflated:
             return False
-        theirs = read_dataset(BytesIO(dataset), syntax == ImplicitVRLittleEndian, True)
-        theirs.file_meta = ours.file_meta.__class__()
-        theirs.file_meta.TransferSyntaxUID = syntax
-        return _header(ours) == _header(theirs) and _same_pixels(ours, theirs)
-    except Exception:  # whatever a decoder raises: what cannot be compared is not the same
+        if _header(ours) != _header(_parsed(dataset, syntax)):
+            return False
+        child = subprocess.run(
+            [sys.executable, "-m", "dicom_node.services.same", str(held), str(syntax)],
+            input=dataset,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_PATIENCE,
+            check=False,
+        )
+        return child.returncode == _SAME
+    except Exception:  # whatever a parser raises: what cannot be compared is not the same
         return False
+
+
+def _parsed(dataset: bytes, syntax: UID) -> Dataset:
+    parsed = read_dataset(BytesIO(dataset), syntax == ImplicitVRLittleEndian, True)
+    parsed.file_meta = FileMetaDataset()
+    parsed.file_meta.TransferSyntaxUID = syntax
+    return parsed
 
 
 def _header(dataset: Dataset) -> dict[str, str]:
@@ -74,3 +103,16 @@ def _same_pixels(ours: Dataset, theirs: Dataset) -> bool:
     if pixels * int(ours.BitsAllocated) // 8 > MAXIMUM_PIXEL_BYTES // 16:
         return False
     return bool(np.array_equal(ours.pixel_array, theirs.pixel_array))
+
+
+def main(held: str, transfer_syntax: str) -> int:
+    """In the child: exit status of the answer."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold patients' images
+    theirs = _parsed(sys.stdin.buffer.read(), UID(transfer_syntax))
+    return _SAME if _same_pixels(dcmread(held), theirs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import structlog
@@ -17,13 +18,25 @@ from sqlalchemy.exc import IntegrityError
 
 from dicom_node.domain.delivery import DeliveryState
 from dicom_node.domain.job import JobState
-from dicom_node.services.alerts import alert_once
+from dicom_node.errors import NodeError
+from dicom_node.services import breaker
+from dicom_node.services.alerts import alert_once, fault
+from dicom_node.services.canaries import Canaries
 from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
 from dicom_node.services.dispatch import DELIVER, INFER, Nudger
 from dicom_node.services.forms import without_layout
 from dicom_node.services.processes import Watch, alive, bury, gone_here
-from dicom_node.store.tables import Delivery, Instance, Job, Lease, Quarantined, Result
+from dicom_node.services.purge import finish, purge
+from dicom_node.store.tables import (
+    Delivery,
+    Destination,
+    Instance,
+    Job,
+    Lease,
+    Quarantined,
+    Result,
+)
 
 OLD_ENOUGH = timedelta(hours=1)
 """After which a file without a row belongs to no running reception."""
@@ -40,6 +53,9 @@ class Scheduler:
         self._leases, self._processes, self._rival = Watch(lease), Watch(lease), Watch(lease)
         self._nudged: dict[str, Any] = {}
         self._sure_until = 0.0
+        self._purged_at = time.monotonic()
+        self._purging: Thread | None = None
+        self._canaries = Canaries(node, nudger)
 
     def round(self) -> bool:
         """One round; False when another scheduler holds the lease."""
@@ -49,6 +65,8 @@ class Scheduler:
         self._take_back()
         close_studies(self._node)
         self._nudge()
+        self._purge()
+        self._canaries.round()
         return True
 
     def _is_ours(self) -> bool:
@@ -97,16 +115,17 @@ class Scheduler:
         if dead:
             log.warning("processes are gone", processes=dead)
             bury(self._node, dead)
+            sweep(self._node)
 
     def _take_back(self) -> None:
         """Jobs and deliveries whose worker is gone, or whose heartbeat stands still."""
         node = self._node
-        living = {process.id for process in alive(node)}
         with node.database.reading() as session:
             jobs = session.scalars(select(Job).where(Job.state == JobState.RUNNING)).all()
             sending = session.scalars(
                 select(Delivery).where(Delivery.state == DeliveryState.SENDING)
             ).all()
+        living = {process.id for process in alive(node)}  # after them: a claimant has its row
         rows: list[Job | Delivery] = [*jobs, *sending]
         counters: dict[Hashable, Hashable] = {
             (type(row).__name__, row.id): (row.token, row.beat) for row in rows
@@ -160,6 +179,24 @@ class Scheduler:
             )
         log.warning("delivery taken back", delivery=delivery.id)
 
+    def _purge(self) -> None:
+        """Beside the rounds: an archive that is slow to answer must hold up no study."""
+        settings = self._node.settings.retention
+        busy = self._purging is not None and self._purging.is_alive()
+        due = time.monotonic() - self._purged_at >= settings.interval
+        if settings.anything and due and not busy:
+            self._purged_at = time.monotonic()
+            # A daemon: the process may end at any moment, and `finish` completes what it left.
+            self._purging = Thread(target=self._purge_once, name="purge", daemon=True)
+            self._purging.start()
+
+    def _purge_once(self) -> None:
+        try:
+            purge(self._node)
+        except Exception as error:  # the next one may go through; the rounds go on
+            reason = str(error) if isinstance(error, NodeError) else fault(error)
+            log.error("purge broken off", reason=reason)
+
     def _nudge(self) -> None:
         """Say at once what has become ready, and again what still waits."""
         node, now = self._node, self._node.now()
@@ -175,9 +212,17 @@ class Scheduler:
             ).all()
             due = (
                 session.scalar(
-                    select(func.count(Delivery.id)).where(
-                        Delivery.state == DeliveryState.PENDING, Delivery.next_at <= now
+                    select(Delivery.id)
+                    .join(Destination)
+                    .where(
+                        breaker.is_open(),
+                        (Delivery.confirm_at <= now)
+                        | ((Delivery.state == DeliveryState.PENDING) & (Delivery.next_at <= now)),
                     )
+                    .limit(1)
+                )
+                or session.scalar(
+                    select(Destination.id).where(Destination.closed_until <= now).limit(1)
                 )
                 or session.execute(without_layout().limit(1)).first()
             )
@@ -198,22 +243,30 @@ class Scheduler:
             self._nudged[DELIVER] = now
 
 
+def sweep(node: Node) -> int:
+    """Remove the temporary files of the dead, how many; at a start they are not buried yet."""
+    living = {process.id for process in alive(node) if not gone_here(process)} | {node.id}
+    return sum(folder.sweep(living) for folder in (node.instances, node.results))
+
+
 def reconcile(node: Node) -> dict[str, int]:
     """At start: hold disk and database against each other, both ways.
 
     Temporary files of the dead go, and files that no row names once they are old enough that no
-    reception can still be about to name them. A row without its file raises an alert.
+    reception can still be about to name them. A row without its file raises an alert, unless the
+    file was purged; a purge that was cut off is finished.
     """
-    living = {process.id for process in alive(node)} | {node.id}
-    found = {"temporary": 0, "orphans": 0, "missing": 0}
+    finish(node)
+    found = {"temporary": sweep(node), "orphans": 0, "missing": 0}
     with node.database.reading() as session:
-        instances = set(session.scalars(select(Instance.path)))
-        quarantined = set(session.scalars(select(Quarantined.path)))
-        results = set(session.scalars(select(Result.path)))
+        instances = set(session.scalars(select(Instance.path).where(Instance.purging_at.is_(None))))
+        quarantined = set(
+            session.scalars(select(Quarantined.path).where(Quarantined.purging_at.is_(None)))
+        )
+        results = set(session.scalars(select(Result.path).where(Result.purging_at.is_(None))))
         kept = session.scalars(select(Job.prediction).where(Job.prediction.is_not(None)))
         results |= {name for name in kept if name}
     for folder, named in ((node.instances, instances | quarantined), (node.results, results)):
-        found["temporary"] += folder.sweep(living)
         present = set(folder.names())
         for name in present - named:
             if node.now() - folder.modified(name) > OLD_ENOUGH:

@@ -1,4 +1,7 @@
-"""Owns sending files as a modality would: for the demo, for `dicom-node send`, for tests."""
+"""Owns what a destination needs to know of a file, and sending files as a modality would.
+
+The latter for the demo, for `dicom-node send`, for tests.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,18 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from dicom_node.destinations.dimse import DimseDestination
 from dicom_node.destinations.types import Item, Sent
 from dicom_node.errors import DeliveryFailed
+from dicom_node.store.files import Folder
+from dicom_node.store.tables import Instance, Result
+
+
+def item_of(folder: Folder, row: Instance | Result) -> Item:
+    """What a destination needs to know of a file that a row names."""
+    return Item(
+        path=folder.path(row.path),
+        sop_class_uid=row.sop_class_uid,
+        sop_instance_uid=row.sop_instance_uid,
+        transfer_syntax=row.transfer_syntax,
+    )
 
 
 def items_of(files: Sequence[Path]) -> list[Item]:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from dicom_node.domain.delivery import DeliveryState
+from dicom_node.domain.delivery import ARRIVED, DeliveryState
 from dicom_node.domain.delivery import after as delivery_after
 from dicom_node.domain.job import JobState
 from dicom_node.domain.job import after as job_after
@@ -115,6 +115,7 @@ def series_rows(instances: Iterable[Instance]) -> list[dict[str, Any]]:
             "description": members[0].facts["series_description"],
             "instances": len(members),
             "counting": sum(member.counts for member in members),
+            "purged": sum(member.purging_at is not None for member in members),
             "megabytes": round(sum(member.size for member in members) / 1e6, 1),
             "first_at": min(member.received_at for member in members),
             "last_at": max(member.received_at for member in members),
@@ -227,7 +228,7 @@ def _stop(session: Session, node: Node, instances: Sequence[int]) -> dict[str, i
         select(Delivery).join(Result).where(Result.job_id.in_([job.id for job in jobs]))
     )
     for delivery in deliveries:
-        if delivery.state == DeliveryState.SENT:
+        if delivery.state in ARRIVED:
             told["sent_before"] += 1
         elif delivery.state not in (DeliveryState.DEAD, DeliveryState.REPLACED):
             state = DeliveryState(delivery.state)

@@ -7,7 +7,7 @@ defaults. Errors that say "not now" leave as ``Unavailable``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.errors import Unavailable
+from dicom_node.store.group import Group, Item, Result
 
 BUSY_SECONDS = 10
 """How long a writer waits for another before the database counts as away."""
@@ -65,9 +66,9 @@ class Database:
                 raise Unavailable(f"folder {folder}: {error.strerror}") from error
         self.engine = connect(url)
         self._write = sessionmaker(self.engine, expire_on_commit=False)
-        self._read = sessionmaker(
-            self.engine.execution_options(read_only=True), expire_on_commit=False
-        )
+        self._groups: dict[Any, Group[Any, Any]] = {}
+        self._look = self.engine.execution_options(read_only=True)
+        self._read = sessionmaker(self._look, expire_on_commit=False)
 
     @property
     def is_postgresql(self) -> bool:
@@ -84,12 +85,36 @@ class Database:
         """
         with self._translated(), self._write() as session:
             yield session
-            try:
+            with _committing():
                 session.commit()
-            except (OperationalError, InterfaceError) as error:
-                if error.connection_invalidated:
-                    raise CommitUnknown(_reason(error)) from error
-                raise
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """As `transaction`, without the ORM, for what is written often."""
+        with self._translated(), self.engine.connect() as connection:
+            yield connection
+            with _committing():
+                connection.commit()
+
+    def group(
+        self, perform: Callable[[Connection, Sequence[Item]], Sequence[Result]]
+    ) -> Group[Item, Result]:
+        """The group of this process's threads that write by ``perform``; the same at each call."""
+        if perform not in self._groups:
+
+            def carry(items: Sequence[Item]) -> Sequence[Result]:
+                with self.writing() as connection:
+                    results = perform(connection, items)
+                return results
+
+            self._groups.setdefault(perform, Group(carry))
+        return self._groups[perform]
+
+    @contextmanager
+    def looking(self) -> Iterator[Connection]:
+        """As `reading`, without the ORM."""
+        with self._translated(), self._look.connect() as connection:
+            yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -115,7 +140,22 @@ class Database:
 
 
 class CommitUnknown(Unavailable):
-    """The connection broke in a COMMIT: the transaction may or may not have happened."""
+    """The connection or the disk failed in a COMMIT: the transaction may or may not have happened.
+
+    On SQLite it is rolled back, but where the sync failed it may stand in the log already, and
+    whoever opens the database after a crash finds it there.
+    """
+
+
+@contextmanager
+def _committing() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        failed_disk = getattr(error.orig, "sqlite_errorname", "").startswith("SQLITE_IOERR")
+        if error.connection_invalidated or failed_disk:
+            raise CommitUnknown(_reason(error)) from error
+        raise
 
 
 def _reason(error: Exception) -> str:

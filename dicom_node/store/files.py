@@ -12,13 +12,16 @@ import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from io import FileIO
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from uuid import uuid4
 
+from dicom_node import faults
 from dicom_node.errors import NotFound, OutOfSpace, Unavailable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -51,41 +54,32 @@ class Folder:
         except OSError as error:
             raise Unavailable(f"folder {root}: {error.strerror}") from error
 
-    def write(self, suffix: str, head: bytes, body: bytes | Iterable[bytes]) -> Stored:
+    def begin(self, head: bytes) -> Draft:
+        """A new file that begins with ``head``, which the digest leaves out.
+
+        Raises:
+            OutOfSpace: the disk is full, or has fallen below the reserve.
+            Unavailable: any other failure of the disk.
+        """
+        with self.translated():
+            if self.reserve and shutil.disk_usage(self.root).free < self.reserve:
+                raise OutOfSpace(f"less than {self.reserve >> 20} MiB free in {self.root}")
+        return Draft(self, head)
+
+    def write(self, suffix: str, head: bytes, body: bytes | Iterable[bytes | memoryview]) -> Stored:
         """Write ``head`` then ``body`` durably under a new name; the digest is of ``body`` only.
 
         Raises:
             OutOfSpace: the disk is full, or would fall below the reserve.
             Unavailable: any other failure of the disk; the file must not be trusted.
         """
-        unique = uuid4().hex
-        name = f"{unique[:2]}/{unique}{suffix}"
-        temporary, final = self._temporary / f"{self.owner}.{unique}", self.root / name
-        digest, size = sha256(), len(head)
+        draft = self.begin(head)
         try:
-            if self.reserve and shutil.disk_usage(self.root).free < self.reserve:
-                raise OutOfSpace(f"less than {self.reserve >> 20} MiB free in {self.root}")
-            with temporary.open("xb") as file:
-                file.write(head)
-                for piece in (body,) if isinstance(body, bytes) else body:
-                    digest.update(piece)
-                    size += len(piece)
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(final)
-            _sync_directory(final.parent)
-        except BaseException as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            with suppress(OSError):
-                final.unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
-            if error.errno in _FULL:
-                raise OutOfSpace(f"{self.root}: {error.strerror}") from error
-            raise Unavailable(f"{self.root}: {error.strerror}") from error
-        return Stored(name, digest.hexdigest(), size)
+            for piece in (body,) if isinstance(body, bytes) else body:
+                draft.write(piece)
+            return draft.keep(suffix)
+        finally:
+            draft.drop()
 
     def path(self, name: str) -> Path:
         """Where a stored file lies.
@@ -119,10 +113,24 @@ class Folder:
                 removed += 1
         return removed
 
+    def sweep_own(self) -> None:
+        """Remove our temporary files, when whoever wrote them in our name is gone."""
+        for path in self._temporary.glob(f"{self.owner}.*"):
+            path.unlink(missing_ok=True)
+
     def names(self) -> Iterator[str]:
         """Every stored file's name."""
         for path in self.root.glob("??/*"):
             yield str(path.relative_to(self.root))
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """What the disk refuses leaves as an error of ours."""
+        try:
+            yield
+        except OSError as error:
+            full = OutOfSpace if error.errno in _FULL else Unavailable
+            raise full(f"{self.root}: {error.strerror}") from error
 
     def _fan_out(self) -> None:
         """Directories must be durable before a file is renamed into them: it would vanish too."""
@@ -132,6 +140,102 @@ class Folder:
         # Always: another process may have made them a moment ago and not synced them yet.
         _sync_directory(self.root)
         _sync_directory(self.root.parent)
+
+
+class Draft:
+    """A file in the making, under a temporary name: nothing of it stays unless it is kept.
+
+    Args:
+        folder: where it is to be kept.
+        head: its first bytes, no part of the digest.
+    """
+
+    def __init__(self, folder: Folder, head: bytes) -> None:
+        self._folder, self._head, self._size = folder, len(head), 0
+        self._digest, self._unique = sha256(), uuid4().hex
+        self._path = folder.root / "incoming" / f"{folder.owner}.{self._unique}"
+        self._file: FileIO | None = None
+        try:
+            with folder.translated():
+                self._file = self._path.open("x+b", buffering=0)
+                faults.step("opened", folder.root.name)
+                self._append(self._file, memoryview(head))
+        except BaseException:
+            self.drop()
+            raise
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes after the head."""
+        return self._digest.hexdigest()
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Add bytes.
+
+        Raises:
+            OutOfSpace: the disk is full.
+            Unavailable: any other failure of the disk.
+        """
+        self._digest.update(piece)
+        with self._folder.translated():
+            self._append(self._open, memoryview(piece))
+
+    def body(self) -> memoryview:
+        """All after the head, without reading it."""
+        with self._folder.translated():
+            mapped = mmap(self._open.fileno(), 0, access=ACCESS_READ)
+        return memoryview(mapped)[self._head :]
+
+    def keep(self, suffix: str) -> Stored:
+        """Make it durable under a name of its own.
+
+        Raises:
+            OutOfSpace: the disk is full.
+            Unavailable: any other failure of the disk; the file must not be trusted, and is gone.
+        """
+        name = f"{self._unique[:2]}/{self._unique}{suffix}"
+        final, room = self._folder.root / name, self._folder.root.name
+        try:
+            with self._folder.translated():
+                faults.step("written", room)
+                os.fsync(self._open.fileno())
+                faults.step("synced", room)
+                self._path.rename(final)
+                faults.step("renamed", room)
+                _sync_directory(final.parent)
+                faults.step("durable", room)
+        except BaseException:
+            self.drop()
+            with suppress(OSError):
+                final.unlink(missing_ok=True)
+            raise
+        self._close()
+        return Stored(name, self.sha256, self._size)
+
+    def drop(self) -> None:
+        """Remove it, unless it was kept."""
+        if self._file is not None:
+            self._close()
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+    @property
+    def _open(self) -> FileIO:
+        if self._file is None:
+            raise ValueError("the file was kept or dropped")
+        return self._file
+
+    def _append(self, file: FileIO, piece: memoryview) -> None:
+        while piece:
+            count = file.write(piece) or 0
+            self._size += count
+            piece = piece[count:]
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # it is durable, or unwanted
+                file.close()
 
 
 def _sync_directory(directory: Path) -> None:

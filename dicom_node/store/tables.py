@@ -80,6 +80,11 @@ class Modality(Base):
     addresses: Mapped[list[str]]  # CIDR networks; empty: any address
     host: Mapped[str | None] = mapped_column(String(255))  # where commitment answers go
     port: Mapped[int | None]
+    certificates: Mapped[list[str]] = mapped_column(default=list)  # SHA-256, hex; empty: any
+    tls_only: Mapped[bool] = mapped_column(default=False)
+    user_name: Mapped[str | None] = mapped_column(String(255))  # user identity that it must show
+    passcode: Mapped[str | None] = mapped_column(String(255))  # its salted scrypt hash
+    maximum_associations: Mapped[int | None]  # per listener process
 
 
 class Destination(Base):
@@ -91,6 +96,8 @@ class Destination(Base):
     name: Mapped[str] = mapped_column(String(64), unique=True)
     kind: Mapped[str] = mapped_column(String(16))  # dimse, folder
     config: Mapped[dict[str, Any]]
+    failures: Mapped[int] = mapped_column(default=0)  # to reach it, one after the other
+    closed_until: Mapped[datetime | None]  # nothing is sent; then a probe; None: it is open
 
 
 class RuleSet(Base):
@@ -176,6 +183,10 @@ class Instance(Base):
     patient_id: Mapped[str] = mapped_column(String(64))
     patient_issuer: Mapped[str] = mapped_column(String(64))
     facts: Mapped[dict[str, Any]]
+    committed_at: Mapped[datetime | None]  # toward a modality, as SCP of storage commitment
+    archived_at: Mapped[datetime | None]  # when an archive told that it holds it
+    purging_at: Mapped[datetime | None]  # from here on nobody relies on the file
+    purged_at: Mapped[datetime | None]  # it is gone; the row stays
 
     study: Mapped[Study] = relationship(back_populates="instances")
 
@@ -196,6 +207,8 @@ class Quarantined(Base):
     received_at: Mapped[datetime]
     resolution: Mapped[str | None] = mapped_column(String(16))  # keep-old, keep-new
     resolved_at: Mapped[datetime | None]
+    purging_at: Mapped[datetime | None]  # as an instance's
+    purged_at: Mapped[datetime | None]
 
     instance: Mapped[Instance] = relationship()
 
@@ -352,6 +365,8 @@ class Result(Base):
     sha256: Mapped[str] = mapped_column(String(64))  # of the whole file
     size: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime]
+    purging_at: Mapped[datetime | None]  # as an instance's
+    purged_at: Mapped[datetime | None]
 
     job: Mapped[Job] = relationship(back_populates="results")
 
@@ -363,6 +378,12 @@ class Delivery(Base):
     __table_args__ = (
         UniqueConstraint("result_id", "destination_id"),
         Index("ix_deliveries_claim", "state", "next_at"),
+        Index(
+            "ix_deliveries_confirm_at",
+            "confirm_at",
+            sqlite_where=text("confirm_at IS NOT NULL"),
+            postgresql_where=text("confirm_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -376,6 +397,9 @@ class Delivery(Base):
     owner: Mapped[str | None] = mapped_column(String(36))
     beat: Mapped[int] = mapped_column(BigInteger, default=0)
     sent_at: Mapped[datetime | None]
+    confirm_at: Mapped[datetime | None]  # when the destination is asked next; None: it is not
+    confirmed_at: Mapped[datetime | None]  # committed or found
+    asked: Mapped[int] = mapped_column(default=0)  # questions without the answer hoped for
     last_answer: Mapped[str] = mapped_column(Text, default="")
 
     result: Mapped[Result] = relationship()
@@ -395,6 +419,33 @@ class DeliveryAttempt(Base):
     answer: Mapped[str] = mapped_column(Text)
 
 
+class Commitment(Base):
+    """One request for storage commitment: one job's results at one destination."""
+
+    __tablename__ = "commitments"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    transaction_uid: Mapped[str] = mapped_column(UID, unique=True)
+    destination_id: Mapped[int] = mapped_column(ForeignKey("destinations.id"))
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), index=True)
+    asked_at: Mapped[datetime]
+    answered_at: Mapped[datetime | None]  # None: no report came
+    answer: Mapped[str] = mapped_column(Text, default="")
+
+    items: Mapped[list[CommitmentItem]] = relationship()
+
+
+class CommitmentItem(Base):
+    """One delivery that a request for storage commitment names."""
+
+    __tablename__ = "commitment_items"
+
+    commitment_id: Mapped[int] = mapped_column(ForeignKey("commitments.id"), primary_key=True)
+    delivery_id: Mapped[int] = mapped_column(
+        ForeignKey("deliveries.id"), primary_key=True, index=True
+    )
+
+
 class Lease(Base):
     """A named right that one process holds at a time: who schedules."""
 
@@ -403,3 +454,16 @@ class Lease(Base):
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     owner: Mapped[str] = mapped_column(String(36))
     beat: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class Canary(Base):
+    """The last question to a queue, whether anybody takes what lies in it, and the last answer."""
+
+    __tablename__ = "canaries"
+
+    queue: Mapped[str] = mapped_column(String(8), primary_key=True)
+    asked: Mapped[int] = mapped_column(BigInteger)  # counts questions
+    asked_at: Mapped[datetime]
+    answered: Mapped[int] = mapped_column(BigInteger)  # the last question that was answered
+    answered_at: Mapped[datetime | None]
+    answered_by: Mapped[str | None] = mapped_column(String(36))

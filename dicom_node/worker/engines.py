@@ -9,9 +9,9 @@ from sqlalchemy import select
 
 from dicom_node.domain.model import ModelState
 from dicom_node.services.context import Node
-from dicom_node.services.models import bundle_folder
+from dicom_node.services.models import open_trusted
 from dicom_node.store.tables import Model
-from inference.bundle import Bundle, open_bundle
+from inference.bundle import Bundle
 from inference.engine import Engine, Warm, choose_device
 from inference.errors import BundleError
 from inference.types import ImageStack, Prediction
@@ -26,7 +26,8 @@ class WarmEngines:
         self._node = node
         settings = node.settings.worker
         self._bundles: dict[str, Bundle] = {}
-        self._warm = Warm(settings.model_memory_mb << 20, choose_device(settings.device))
+        self.device = choose_device(settings.device)
+        self._warm = Warm(settings.model_memory_mb << 20, self.device)
 
     @property
     def loads(self) -> int:
@@ -50,15 +51,14 @@ class WarmEngines:
         """Run the model with this bundle digest on each stack.
 
         Raises:
-            BundleError: the bundle is missing, altered, or not the one that was added.
+            BundleError: the bundle is missing, altered, not the one that was added, or no longer
+                trusted.
         """
         return self._engine(digest).predict(stacks, keep_probability)
 
     def _engine(self, digest: str) -> Engine:
         bundle = self._bundles.get(digest)
         if bundle is None or digest not in self._warm:
-            bundle = open_bundle(bundle_folder(self._node, digest))
-            if bundle.digest != digest:
-                raise BundleError("manifest.json: altered since the model was added")
+            bundle, _ = open_trusted(self._node, digest)
             self._bundles[digest] = bundle
         return self._warm.get(bundle)

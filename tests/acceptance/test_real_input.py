@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
+from dicom_node.domain.delivery import ARRIVED
 from dicom_node.domain.job import JobState
 from dicom_node.store.tables import Delivery, Model, Result
 from tests.acceptance.conftest import DESTINATIONS, Hospital
@@ -230,8 +231,8 @@ def test_both_pacs_hold_the_bytes_that_were_built(hospital: Hospital, sent: Sent
         archived = hospital.orthanc.file(row.sop_instance_uid)
         assert pydicom.dcmread(BytesIO(archived)) == built
     deliveries = hospital.node.rows(Delivery, Delivery.result_id.in_([r.id for r in rows]))
-    assert [d.state for d in deliveries] == ["sent"] * len(rows) * len(DESTINATIONS)
-    assert {d.last_answer for d in deliveries} == {"success"}
+    assert len(deliveries) == len(rows) * len(DESTINATIONS)
+    assert {d.state for d in deliveries} <= ARRIVED
 
 
 def test_orthanc_holds_exactly_what_the_node_made(hospital: Hospital, sent: Sent) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydicom.dataset import Dataset
 
-from inference.bundle import Bundle
 from tests import dicoms
-from tests.bundles import make_tiny_bundle, tiny_manifest
 from tests.dicoms import save, uid
+from tests.faults.invariants import CANARY, CANARY_ID
 from tests.node import Running, dimse, rule, running
 from tests.pacs import Pacs
+
+if TYPE_CHECKING:  # it loads torch, which most tests here do without
+    from inference.bundle import Bundle
 
 LEASE = 4.0
 SLOW_SLICES = 8
@@ -32,16 +34,18 @@ class Site:
 
     def radiograph(self, name: str) -> tuple[str, list[Path]]:
         """A study for the fast model."""
-        return self._study(name, [dicoms.dx_image(study_uid=uid("fault", name), patient_id=name)])
+        return self._study(name, [dicoms.dx_image(study_uid=uid("fault", name))])
 
     def slow_ct(self, name: str) -> tuple[str, list[Path]]:
         """A study for the slow one."""
         return self._study(
             name,
-            dicoms.ct_series(SLOW_SLICES, study_uid=uid("fault", name), patient_id=name),
+            dicoms.ct_series(SLOW_SLICES, study_uid=uid("fault", name)),
         )
 
     def _study(self, name: str, datasets: list[Dataset]) -> tuple[str, list[Path]]:
+        for ds in datasets:
+            ds.PatientName, ds.PatientID = CANARY, f"{CANARY_ID} {name}"
         folder = self.folder / name.replace(" ", "-")
         files = [save(ds, folder / f"{n}.dcm") for n, ds in enumerate(datasets)]
         return str(datasets[0].StudyInstanceUID), files
@@ -50,6 +54,8 @@ class Site:
 @pytest.fixture(scope="session")
 def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A CT model that enlarges its input: a forward pass that a test can interrupt."""
+    from tests.bundles import make_tiny_bundle, tiny_manifest
+
     preprocessing: dict[str, Any] = tiny_manifest(ct=True)["preprocessing"]
     return make_tiny_bundle(
         tmp_path_factory.mktemp("bundles") / "slow",

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 import psutil
 import redis
 
-from dicom_node.domain.delivery import DeliveryState
+from dicom_node.domain.delivery import ARRIVED
 from dicom_node.domain.job import JobState
 from dicom_node.store.tables import Delivery, Instance, Job, Result
 from tests.faults.conftest import Site
-from tests.node import Running, seconds_since
+from tests.faults.invariants import i5
+from tests.node import Running, maps_torch, seconds_since
 from tests.servers import eventually
 
 
@@ -34,7 +35,7 @@ def finished_exactly_once(site: Site, *studies: str) -> None:
             assert came, "not at the PACS"
             assert len({r.sha256 for r in came}) == 1
             (delivery,) = site.node.rows(Delivery, Delivery.result_id == result.id)
-            assert delivery.state == DeliveryState.SENT
+            assert delivery.state in ARRIVED
             if delivery.attempts == 1:
                 assert len(came) == 1
     keys = Counter((j.model_id, j.inputs_digest, j.generation) for j in site.node.rows(Job))
@@ -76,7 +77,7 @@ def frozen(process: psutil.Process) -> Iterator[None]:
 # Redis
 
 
-def test_flushall_with_jobs_queued_reserved_and_running_loses_none(site: Site) -> None:
+def test_row_15_flushall_with_jobs_queued_reserved_and_running_loses_none(site: Site) -> None:
     slow, files = site.slow_ct("flushed slow")
     assert set(site.node.send(files)) == {0}
     until_running(site.node, slow)
@@ -85,11 +86,12 @@ def test_flushall_with_jobs_queued_reserved_and_running_loses_none(site: Site) -
         assert site.node.send(paths) == [0]
     site.node.closed(*(study for study, _ in others))
     with client(site.node) as redis_client:
+        assert not i5(site.node, redis_client), "what is queued names no patient"
         redis_client.flushall()
     finished_exactly_once(site, slow, *(study for study, _ in others))
 
 
-def test_a_redis_that_is_killed_is_started_again_and_no_job_is_lost(site: Site) -> None:
+def test_row_15_a_redis_that_is_killed_is_started_again_and_no_job_is_lost(site: Site) -> None:
     slow, files = site.slow_ct("killed redis slow")
     assert set(site.node.send(files)) == {0}
     until_running(site.node, slow)
@@ -101,7 +103,7 @@ def test_a_redis_that_is_killed_is_started_again_and_no_job_is_lost(site: Site) 
     assert embedded_redis(site.node).pid != victim.pid
 
 
-def test_a_frozen_redis_does_not_slow_the_ingest_and_loses_nothing(site: Site) -> None:
+def test_row_15_a_frozen_redis_does_not_slow_the_ingest_and_loses_nothing(site: Site) -> None:
     studies = [site.radiograph(f"frozen redis {n}") for n in range(3)]
     with frozen(embedded_redis(site.node)):
         started = time.monotonic()
@@ -116,12 +118,18 @@ def test_a_frozen_redis_does_not_slow_the_ingest_and_loses_nothing(site: Site) -
 # Workers
 
 
-def test_a_worker_killed_in_inference_costs_an_attempt_and_nothing_else(site: Site) -> None:
+def test_row_17_a_worker_killed_in_inference_costs_an_attempt_and_nothing_else(
+    site: Site,
+) -> None:
+    """Its child, which runs the models, goes with it."""
     slow, files = site.slow_ct("killed worker")
-    worker = site.node.worker()
+    child = site.node.worker()
+    worker = child.parent()
+    assert worker is not None and not maps_torch(worker)
     assert set(site.node.send(files)) == {0}
     job = until_running(site.node, slow)
     worker.kill()
+    eventually(lambda: not child.is_running(), 10, "the child is gone")
     finished_exactly_once(site, slow)
     (done,) = site.node.jobs(slow)
     assert done.attempts == 2
@@ -129,13 +137,32 @@ def test_a_worker_killed_in_inference_costs_an_attempt_and_nothing_else(site: Si
     assert site.node.logged("job taken back", job=job.id)
 
 
-def test_a_worker_frozen_past_its_lease_loses_its_job_and_writes_nothing_later(site: Site) -> None:
+def test_row_17_what_runs_the_models_is_killed_and_only_its_job_notices(site: Site) -> None:
+    slow, files = site.slow_ct("killed child")
+    child = site.node.worker()
+    worker = child.parent()
+    assert set(site.node.send(files)) == {0}
+    job = until_running(site.node, slow)
+    child.kill()
+    finished_exactly_once(site, slow)
+    (done,) = site.node.jobs(slow)
+    assert done.attempts == 2
+    assert site.node.logged("job failed", job=job.id, dead=False)
+    assert not site.node.logged("job taken back", job=job.id)
+    assert site.node.worker().parent() == worker
+
+
+def test_row_17_a_worker_frozen_past_its_lease_loses_its_job_and_writes_nothing_later(
+    site: Site,
+) -> None:
     """A second worker takes over; the first one goes on and finds its token stale."""
     slow, files = site.slow_ct("frozen worker")
     assert set(site.node.send(files)) == {0}
-    worker = site.node.worker()
+    child = site.node.worker()
+    worker = child.parent()
+    assert worker is not None
     job = until_running(site.node, slow)
-    with frozen(worker):
+    with frozen(worker), frozen(child):
         site.node.start("worker", "--queues", "any,deliver")
         finished_exactly_once(site, slow)
         (taken,) = site.node.jobs(slow)
@@ -177,3 +204,5 @@ def test_nothing_was_done_twice_and_no_file_is_left_over(site: Site) -> None:
     assert set(site.node.node.instances.names()) == {r.path for r in site.node.rows(Instance)}
     came = {(r.sop_instance_uid, r.sha256) for r in site.pacs.received}
     assert sorted(uid for uid, _ in came) == sorted(r.sop_instance_uid for r in results)
+    with client(site.node) as redis_client:
+        assert not i5(site.node, redis_client)

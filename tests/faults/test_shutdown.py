@@ -23,7 +23,7 @@ from tests.servers import answers_on, eventually, free_port, postgresql
 
 
 @pytest.mark.slow
-def test_a_node_told_to_stop_drains_and_goes_on_where_it_was(
+def test_row_28_a_node_told_to_stop_drains_and_goes_on_where_it_was(
     tmp_path: Path, tiny_bundle: Bundle, slow_bundle: Bundle
 ) -> None:
     """SIGTERM with a job running and a modality sending; later SIGKILL; each time a new start."""
@@ -92,7 +92,9 @@ def killed_without_warning(node: Running) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL], ids=["frozen", "killed"])
-def test_the_other_listener_takes_every_connection(tmp_path: Path, fault: signal.Signals) -> None:
+def test_row_32_the_other_listener_takes_every_connection(
+    tmp_path: Path, fault: signal.Signals
+) -> None:
     """Two processes share one socket on PostgreSQL; one of them is hit under load.
 
     Not on SQLite: a process frozen in its commit holds the lock of the whole file.

@@ -21,10 +21,11 @@ from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
 from dicom_node.settings import Settings
 from dicom_node.worker.engines import WarmEngines
-from tests.bundles import make_tiny_bundle
+from tests.bundles import TRUST, make_tiny_bundle
 from tests.dicoms import ct_series, dx_image, save, uid
 from tests.nodes import Clock, add_bundle, make_node, route, settle, store
 from tests.pacs import Pacs
+from tests.web import Answer, Web
 
 COMMAND = Path(sys.executable).with_name("dicom-node")
 STUDY, OPEN, HELD = uid("study"), uid("open"), uid("held")
@@ -111,7 +112,8 @@ def node(place: Path) -> Node:
 
 @pytest.fixture(scope="module")
 def cli(node: Node, place: Path) -> Cli:
-    return cli_in(place)
+    trusted = json.dumps(TRUST["trusted_keys"])
+    return cli_in(place, DICOM_NODE_MODELS__TRUSTED_KEYS=trusted)
 
 
 def test_init_then_upgrade_makes_a_node_that_answers(fresh: Cli) -> None:
@@ -266,6 +268,17 @@ def test_modalities_and_destinations_are_entered_listed_and_removed(fresh: Cli) 
     assert "LABELMAP segmentation in RLE" in listed
     refused = fresh.refuses(2, "destinations", "add", "out", *peer, "--compression", "rle")
     assert "one bit a pixel" in refused
+    (fresh.folder / "secret").write_text("s3cret")
+    web = ("--user", "node", "--secret-file", "secret", "--timeout", "7", "--report", "enhanced")
+    with Web([Answer(401)]) as server:
+        fresh("destinations", "add", "out", "--url", f"{server.url}/", *web)
+        shown = fresh("destinations", "list", "--json")
+        assert "s3cret" not in shown
+        (row,) = json.loads(shown)
+        assert row["kind"] == "dicomweb" and row["timeout"] == 7
+        assert row["secret_file"] == str(fresh.folder / "secret")
+        assert row["profile"]["report"] == "enhanced"
+        assert "HTTP status 401" in fresh.refuses(5, "destinations", "echo", "out")
     fresh("destinations", "remove", "out")
     assert fresh.json("destinations", "list") == []
 

@@ -27,7 +27,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import split_dataset
-from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
+from pynetdicom.pdu import A_ASSOCIATE_RJ, A_ASSOCIATE_RQ, P_DATA_TF
 
 from dicom_node.dimse.contexts import MPPS, STORAGE_COMMITMENT, VERIFICATION
 from dicom_node.errors import (
@@ -37,9 +37,10 @@ from dicom_node.errors import (
     Unavailable,
     UnreadableDataSet,
 )
-from dicom_node.listener.server import bind, serve
+from dicom_node.listener.server import Door, bind, serve
 from dicom_node.settings import ListenerSettings
 from tests import dicoms
+from tests.faults.wire import associate_rq
 from tests.listening import NODE, MemoryInbox, listening
 
 CT = dicoms.CT
@@ -68,14 +69,19 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 @contextmanager
 def associated(
-    port: int, *contexts: tuple[str, list[str]], called: str = NODE, calling: str = "ANY-SCU"
+    port: int,
+    *contexts: tuple[str, list[str]],
+    called: str = NODE,
+    calling: str = "ANY-SCU",
+    note: Callable[[Any], None] = lambda _: None,
 ) -> Iterator[Association]:
     _config.STORE_SEND_CHUNKED_DATASET = True
     ae = AE(calling)
     for sop_class, syntaxes in contexts or ((VERIFICATION, []), (CT, [])):
         ae.add_requested_context(sop_class, syntaxes or [ExplicitVRLittleEndian])
     ae.acse_timeout = ae.dimse_timeout = ae.connection_timeout = 10
-    association = ae.associate("127.0.0.1", port, ae_title=called)
+    handlers: Any = [(evt.EVT_PDU_RECV, note)]
+    association = ae.associate("127.0.0.1", port, ae_title=called, evt_handlers=handlers)
     try:
         yield association
     finally:
@@ -91,10 +97,12 @@ def echo_seconds(port: int) -> float:
 
 
 def rejection(port: int, **names: str) -> tuple[int, int, int]:
-    with associated(port, **names) as association:
-        assert association.is_rejected
-        answer: Any = association.acceptor.primitive
-        return answer.result, answer.result_source, answer.diagnostic
+    """What the answer says; as PDU, for pynetdicom calls one that comes very soon an abort."""
+    answers: list[Any] = []
+    with associated(port, note=lambda event: answers.append(event.pdu), **names) as association:
+        assert not association.is_established
+    answer = next(pdu for pdu in answers if isinstance(pdu, A_ASSOCIATE_RJ))
+    return answer.result, answer.source, answer.reason_diagnostic
 
 
 def ct_file(folder: Path, number: int = 1, **options: Any) -> Path:
@@ -192,6 +200,10 @@ def test_each_rejection_says_what_the_sender_can_do() -> None:
         inbox.failure = None
         assert echo_seconds(port) < 1
     assert len(inbox.opened) == 2, "who was rejected leaves no row"
+    assert until(lambda: len(inbox.turned_away) == 6)
+    codes = [reason[-9:] for _, reason, _ in inbox.turned_away]
+    unknown, busy = "(1, 1, 3)", "(2, 3, 1)"
+    assert codes == ["(1, 1, 7)", unknown, unknown, "(2, 3, 2)", busy, busy], "each is told"
 
 
 # How it is answered
@@ -393,6 +405,19 @@ def test_what_is_no_association_request_is_cut_at_once(opening: bytes) -> None:
         assert echo_seconds(port) < 1
 
 
+def test_another_version_of_the_protocol_is_rejected_and_holds_no_place() -> None:
+    request = bytearray(associate_rq())
+    request[6:8] = b"\0\2"
+    with (
+        listening(MemoryInbox()) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=3) as sock,
+    ):
+        sock.sendall(request)
+        assert sock.recv(16)[6:] == bytes((0, 1, 2, 2)), "A-ASSOCIATE-RJ"
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(16) == b""
+
+
 def test_a_pdu_of_four_gibibytes_in_an_association_takes_no_memory() -> None:
     inbox = MemoryInbox()
     with listening(inbox) as port, associated(port) as association:
@@ -446,6 +471,54 @@ def test_random_bytes_end_no_thread(capfd: pytest.CaptureFixture[str]) -> None:
         assert echo_seconds(port) < 1
         assert until(lambda: len(inbox.closed) == len(inbox.opened)), f"seed {seed}"
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_association_may_mix_echo_and_store(tmp_path: Path) -> None:
+    inbox = MemoryInbox()
+    with listening(inbox) as port, associated(port) as association:
+        for number in range(1, 6):
+            assert association.send_c_echo().Status == 0x0000
+            assert association.send_c_store(ct_file(tmp_path, number)).Status == 0x0000
+    assert len(inbox.received) == 5
+    assert inbox.closed == [(1, False)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 300])
+def test_a_message_in_the_smallest_fragments_is_the_same(size: int) -> None:
+    """Several to a PDU, PDUs cut anywhere by the network."""
+    inbox, data = MemoryInbox(), bytes(range(256)) * 3
+    with listening(inbox) as port, socket.socket() as sock:
+        with associated(port) as model:
+            pass
+        sock.connect(("127.0.0.1", port))
+        sock.sendall(_association_request(model))
+        sock.recv(4096)
+        values = []
+        for pdu in _store_pdus(1, data):
+            control, content = pdu[11], pdu[12:]
+            pieces = [content[at : at + size] for at in range(0, len(content), size)]
+            for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+                last = control & 1 if left else control
+                values.append(struct.pack(">LBB", len(piece) + 2, 3, last) + piece)
+        stream = b""
+        for at in range(0, len(values), 5):
+            body = b"".join(values[at : at + 5])
+            stream += struct.pack(">BBL", 4, 0, len(body)) + body
+        for at in range(0, len(stream), 1009):
+            sock.sendall(stream[at : at + 1009])
+        assert until(lambda: len(inbox.received) == 1)
+        assert sock.recv(4096)[:1] == b"\4", "the answer"
+    assert inbox.received[0].dataset == data
+
+
+def test_empty_fragments_without_end_are_cut() -> None:
+    inbox = MemoryInbox()
+    with listening(inbox) as port, associated(port) as association:
+        sock: Any = association.dul.socket
+        with suppress(OSError):
+            for _ in range(2000):
+                sock.socket.sendall(struct.pack(">BBLLBB", 4, 0, 6, 2, 1, 0))
+        assert until(lambda: inbox.closed == [(1, True)])
 
 
 def test_pipelined_requests_wait_in_the_network_not_in_memory() -> None:
@@ -547,7 +620,7 @@ def test_stopping_one_process_leaves_the_shared_socket_open() -> None:
         threading.Thread(
             target=serve,
             args=(ListenerSettings(ae_title=NODE), MemoryInbox()),
-            kwargs={"stop": stop, "ready": lambda _: None, "sock": sock, "drain": 1.0},
+            kwargs={"stop": stop, "ready": lambda _: None, "doors": [Door(sock)], "drain": 1.0},
         )
         for sock, stop in zip((first, second), stops, strict=True)
     ]
@@ -620,7 +693,7 @@ def test_only_what_is_held_is_committed_on_the_modalitys_own_port(tmp_path: Path
     inbox.endpoints["ANY-SCU"] = server.server_address[:2]
     try:
         with (
-            listening(inbox) as port,
+            listening(inbox, storage_commitment=True) as port,
             associated(port, (CT, []), (STORAGE_COMMITMENT, [])) as association,
         ):
             assert association.send_c_store(path).Status == 0x0000
@@ -653,7 +726,10 @@ def test_a_commitment_is_answered_again_where_the_modality_was_away() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         inbox.endpoints["ANY-SCU"] = free.getsockname()
-    with listening(inbox) as port, associated(port, (STORAGE_COMMITMENT, [])) as association:
+    with (
+        listening(inbox, storage_commitment=True) as port,
+        associated(port, (STORAGE_COMMITMENT, [])) as association,
+    ):
         association.send_n_action(
             commitment_request("1.9.9"), 1, STORAGE_COMMITMENT, "1.2.840.10008.1.20.1.1"
         )
@@ -676,7 +752,7 @@ def test_a_modality_without_a_port_is_answered_on_its_association(tmp_path: Path
         reports.append(event.event_type)
         return 0x0000, None
 
-    with listening(inbox) as port:
+    with listening(inbox, storage_commitment=True) as port:
         ae = AE("ANY-SCU")
         ae.add_requested_context(CT, ExplicitVRLittleEndian)
         ae.add_requested_context(STORAGE_COMMITMENT)
@@ -697,7 +773,10 @@ def test_a_modality_without_a_port_is_answered_on_its_association(tmp_path: Path
 
 def test_a_commitment_request_that_makes_no_sense_is_refused() -> None:
     inbox, push = MemoryInbox(), "1.2.840.10008.1.20.1.1"
-    with listening(inbox) as port, associated(port, (STORAGE_COMMITMENT, [])) as association:
+    with (
+        listening(inbox, storage_commitment=True) as port,
+        associated(port, (STORAGE_COMMITMENT, [])) as association,
+    ):
 
         def act(request: Dataset, action: int, instance: str) -> int:
             return int(
@@ -708,3 +787,11 @@ def test_a_commitment_request_that_makes_no_sense_is_refused() -> None:
         assert act(commitment_request("1.2"), 1, "1.2.3") == 0x0112
         assert act(commitment_request(), 1, push) == 0x0115
     assert inbox.expected == []
+
+
+def test_storage_commitment_is_not_offered_unless_it_is_asked_for() -> None:
+    with (
+        listening(MemoryInbox()) as port,
+        associated(port, (CT, []), (STORAGE_COMMITMENT, [])) as association,
+    ):
+        assert [c.abstract_syntax for c in association.rejected_contexts] == [STORAGE_COMMITMENT]

@@ -17,6 +17,7 @@ from dicom_node.worker.engines import WarmEngines
 from inference.bundle import Bundle
 from inference.networks import TESTED
 from tests.arrivals import one
+from tests.bundles import signed
 from tests.dicoms import ct_slice, dx_image, uid
 from tests.learning import SIZE, discs, keys, samples
 from tests.nodes import Clock, Node, add_bundle, route, settle, store
@@ -58,7 +59,7 @@ def answers(
     node: Node, clock: Clock, folder: Path, bundle: Bundle, *study: Dataset
 ) -> tuple[Job, list[Dataset]]:
     """Push a study through a node with this model; its job, and the objects that were sent."""
-    add_bundle(node, bundle)
+    add_bundle(node, signed(bundle.path))
     registry.add_destination(node, "out", "folder", {"path": str(folder / "out")})
     route(node, models=[bundle.manifest.name])
     store(node, list(study))
@@ -113,7 +114,7 @@ def test_neighbouring_slices_are_learnt_from_and_served(
 def test_a_taught_bundle_passes_the_checks_of_models_add(sqlite_node: Node, tmp_path: Path) -> None:
     plan = keys("grading")
     plan["evaluation"]["input_check"] = False  # as above: rounding decides how unlike a picture is
-    bundle = taught(tmp_path, Recipe.model_validate(plan), "grading")
+    bundle = signed(taught(tmp_path, Recipe.model_validate(plan), "grading").path)
     told = add_model(sqlite_node, bundle.path)
     assert told["digest"] == bundle.digest
     assert told["golden_difference"] < 1e-3

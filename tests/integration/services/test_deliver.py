@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from dicom_node.domain.routing import parse_rules
 from dicom_node.errors import InvalidTransition, NotFound
@@ -19,7 +20,7 @@ from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
 from dicom_node.services.deliver import deliver, retry_delivery
 from dicom_node.services.infer import run_jobs
-from dicom_node.store.tables import Delivery, DeliveryAttempt, Result
+from dicom_node.store.tables import Delivery, DeliveryAttempt, Destination, Result
 from dicom_node.worker.engines import WarmEngines
 from inference.bundle import Bundle
 from tests.arrivals import all_of, arrive, count, one
@@ -149,7 +150,7 @@ def test_what_is_refused_for_good_takes_what_cites_it_along(
     (alert,) = list_alerts(waiting)
     assert (alert["kind"], alert["subject"]) == (
         "delivery dead",
-        all_of(waiting, Result)[0].sop_instance_uid,
+        "delivery 1",
     )
     assert "deliveries retry 1" in alert["text"]
     assert "Canary" not in alert["text"]
@@ -159,6 +160,7 @@ def test_what_is_refused_for_good_takes_what_cites_it_along(
     assert deliver(waiting) == 2
     assert states(waiting) == ["sent", "sent"]
     assert [r.sop_class_uid for r in pacs.received] == [SEG, SEG, SR]
+    assert list_alerts(waiting) == []
 
 
 def test_a_report_that_is_refused_leaves_its_seg_delivered(waiting: Node, pacs: Pacs) -> None:
@@ -254,6 +256,36 @@ def test_a_destination_that_is_down_delays_no_other(
         clock.pass_(10)
         deliver(node, enough)
         assert back.hold() == pacs.hold()
+
+
+def test_a_fault_at_one_destination_holds_up_no_other(
+    sqlite_node: Node, tiny_bundle: Bundle, pacs: Pacs, clock: Clock
+) -> None:
+    at(sqlite_node, pacs.port, "up")
+    at(sqlite_node, free_port(), "broken")
+    results(sqlite_node, tiny_bundle, "broken", "up")
+    with sqlite_node.database.transaction() as session:
+        session.execute(
+            update(Destination)
+            .where(Destination.name == "broken")
+            .values(config={"ae_title": AE_TITLE})
+        )
+    assert deliver(sqlite_node, enough) == 3  # of the broken one's, the report waits for its SEG
+    assert sorted(states(sqlite_node)) == ["pending", "pending", "sent", "sent"]
+    (told,) = all_of(sqlite_node, Delivery, Delivery.state == "pending", Delivery.attempts == 1)
+    assert told.last_answer.startswith("fault of this node: KeyError in ")
+    with sqlite_node.database.transaction() as session:  # neither asking nor probing ends the rest
+        session.execute(
+            update(Delivery)
+            .where(Delivery.state == "pending")
+            .values(state="sent", confirm_at=clock.time)
+        )
+        session.execute(
+            update(Destination).where(Destination.name == "broken").values(closed_until=clock.time)
+        )
+    retry_delivery(sqlite_node, all_of(sqlite_node, Delivery, Delivery.state == "sent")[-1].id)
+    deliver(sqlite_node, enough)
+    assert "pending" not in states(sqlite_node)
 
 
 def test_a_destination_that_hangs_delays_no_other(

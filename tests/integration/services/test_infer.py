@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -16,7 +15,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from dicom_node.domain.routing import parse_rules
 from dicom_node.errors import OutOfSpace
@@ -33,7 +32,7 @@ from inference.bundle import Bundle
 from inference.types import ImageStack, Prediction
 from tests.arrivals import all_of, arrive, count, files_of, one, opened, request
 from tests.dicoms import ct_series, dx_image, phantom, uid
-from tests.nodes import Clock, add_bundle
+from tests.nodes import Clock, add_bundle, make_node
 
 ANY = ("any",)
 
@@ -360,7 +359,7 @@ def test_an_error_of_a_library_is_told_without_its_words(
     assert one(local, Job).error.startswith("ValueError in failing, test_infer.py line ")
 
 
-def test_a_result_is_discarded_when_the_lease_was_taken_back(
+def test_row_17_a_result_is_discarded_when_the_lease_was_taken_back(
     node: Node, tiny_bundle: Bundle, clock: Clock, tmp_path: Path
 ) -> None:
     """The worker was frozen past its lease; another has the job, or had it."""
@@ -387,20 +386,6 @@ def test_a_cancelled_job_stores_nothing(local: Node, clock: Clock) -> None:
     watched = Watched(saying, meanwhile=lambda: jobs.cancel_job(local, 1))
     run_jobs(local, watched, ANY)
     assert (one(local, Job).state, count(local, Result)) == ("cancelled", 0)
-
-
-def test_a_running_job_shows_that_it_is_alive(local: Node, clock: Clock) -> None:
-    worker = local.settings.worker.model_copy(update={"lease": 0.2})
-    fast = replace(local, settings=local.settings.model_copy(update={"worker": worker}))
-    ready(fast, clock, radiograph(1))
-    beats: list[int] = []
-
-    def wait() -> None:
-        time.sleep(0.3)
-        beats.append(one(fast, Job).beat)
-
-    run_jobs(fast, Watched(saying, meanwhile=wait), ANY)
-    assert beats[0] >= 2
 
 
 # -- which first -------------------------------------------------------------------------------
@@ -451,7 +436,7 @@ def test_a_batch_is_of_one_model_and_no_larger_than_set(local: Node, clock: Cloc
     assert sizes == [1, 8, 2]
 
 
-def test_two_workers_claim_no_job_twice(
+def test_row_16_two_workers_that_are_nudged_for_one_job_claim_it_once(
     node: Node, tiny_bundle: Bundle, clock: Clock, tmp_path: Path
 ) -> None:
     prepare(node, tmp_path, tiny_bundle)
@@ -486,3 +471,26 @@ def test_a_job_that_waits_is_not_claimed_before_its_time(local: Node, clock: Clo
     assert run_jobs(local, Watched(saying), ANY) == 0
     clock.pass_(5)
     assert run_jobs(local, Watched(saying), ANY) == 1
+
+
+def test_a_claim_steps_over_what_another_is_claiming(
+    postgresql_url: str, tiny_bundle: Bundle, clock: Clock, tmp_path: Path
+) -> None:
+    """On PostgreSQL (SKIP LOCKED): nobody waits for a claim that is still being made."""
+    folder = {"folder": tmp_path / "data", "database": postgresql_url}
+    worker = {"device": "cpu", "batch": 1}
+    node = make_node(tmp_path / "data", clock, storage=folder, worker=worker)
+    prepare(node, tmp_path, tiny_bundle)
+    for number in range(3):
+        ready(node, clock, radiograph(number))
+    with node.database.transaction() as session:
+        held = session.scalars(
+            select(Job).order_by(Job.due_at, Job.id).limit(1).with_for_update()
+        ).one()
+        assert run_jobs(node, Watched(saying), ANY) == 1
+        assert run_jobs(node, Watched(saying), ANY) == 1
+        assert run_jobs(node, Watched(saying), ANY) == 0
+        first = held.id
+    assert [job.id for job in all_of(node, Job) if job.state == "ready"] == [first]
+    assert run_jobs(node, Watched(saying), ANY) == 1
+    node.database.engine.dispose()

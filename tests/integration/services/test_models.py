@@ -24,7 +24,7 @@ from dicom_node.store.tables import Job, Model, Result
 from dicom_node.worker.engines import WarmEngines
 from inference.bundle import Bundle, open_bundle
 from tests.arrivals import arrive, count, one
-from tests.bundles import make_tiny_bundle
+from tests.bundles import make_tiny_bundle, signed
 from tests.dicoms import dx_image
 from tests.nodes import add_bundle
 
@@ -96,6 +96,7 @@ def test_a_bundle_that_computes_something_else_than_it_says_is_refused(
     digest = sha256((folder / "golden_output.safetensors").read_bytes()).hexdigest()
     manifest["files"]["golden_output.safetensors"] = digest
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    signed(folder)
     with pytest.raises(ConfigurationError, match="differs by"):
         add_model(sqlite_node, folder)
     assert (count(sqlite_node, Model), kept(sqlite_node)) == (0, [])

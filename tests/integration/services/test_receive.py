@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +29,7 @@ from dicom_node.errors import (
     Unavailable,
     UnreadableDataSet,
 )
-from dicom_node.services import receive, registry
+from dicom_node.services import peers, receive, registry
 from dicom_node.services.alerts import list_alerts
 from dicom_node.services.context import Node
 from dicom_node.services.processes import bury
@@ -109,6 +110,47 @@ def test_what_is_no_image_of_a_modality_is_kept_and_opens_nothing(node: Node) ->
     assert row.note == "Secondary Capture Image Storage is no image of a modality"
 
 
+def test_of_four_at_once_each_is_durable_before_it_is_acknowledged(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File, name, directory, row, then the answer, whoever's transaction carries the row."""
+    noted: list[tuple[str, str]] = []
+    sync, rename = os.fsync, Path.rename
+
+    def noting_sync(descriptor: int) -> None:
+        sync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        noted.append(("sync", path.name.rpartition(".")[2]))
+
+    def noting_rename(self: Path, target: Path) -> Path:
+        noted.append(("rename", target.stem))
+        return rename(self, target)
+
+    @event.listens_for(node.database.engine, "commit")
+    def noting_commit(_: Any) -> None:
+        noted.append(("commit", ""))
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(Path, "rename", noting_rename)
+    requests = [request(dx_image(number=n), opened(node)) for n in range(16)]
+    noted.clear()
+
+    def take(reception: receive.Reception) -> None:
+        receive_instance(node, reception)
+        row = one(node, Instance, Instance.sop_instance_uid == reception.sop_instance_uid)
+        noted.append(("answer", Path(row.path).stem))
+
+    in_parallel([partial(lambda some: [take(r) for r in some], requests[n::4]) for n in range(4)])
+    answers = [name for step, name in noted if step == "answer"]
+    assert len(set(answers)) == 16
+    for name in answers:
+        file, named = noted.index(("sync", name)), noted.index(("rename", name))
+        folder = noted.index(("sync", name[:2]), named)
+        answer = noted.index(("answer", name))
+        assert file < named < folder < answer
+        assert ("commit", "") in noted[folder:answer]
+
+
 # -- again -------------------------------------------------------------------------------------
 
 
@@ -124,7 +166,7 @@ def test_the_same_bytes_again_are_acknowledged_and_change_nothing(node: Node, cl
 def test_the_same_bytes_take_the_place_of_a_held_file_that_is_gone(node: Node) -> None:
     arrive(node, dx_image())
     files_of(node)[0].unlink()
-    assert receive.held(node, [str(dx_image().SOPInstanceUID)]) == set()
+    assert receive.commit(node, [str(dx_image().SOPInstanceUID)]) == set()
     assert arrive(node, dx_image()) == [Outcome.DUPLICATE]
     row = one(node, Instance)
     assert files_of(node) == [node.instances.path(row.path)]
@@ -300,6 +342,17 @@ def test_a_locked_database_is_unavailable_and_no_file_stays(
             receive_instance(node, request(dx_image(), association))
         assert files_of(node) == []
     assert receive_instance(node, request(dx_image(), association)) is Outcome.STORED
+    (held,) = files_of(node)
+    held.rename(held.with_suffix(".away"))
+    other = dx_image(sop_uid=str(dx_image().SOPInstanceUID), KVP="80")
+    with node.database.transaction() as session:
+        session.execute(text("SELECT 1"))
+        with pytest.raises(Unavailable, match="locked"):  # in place of the one that is gone
+            receive_instance(node, request(dx_image(), association))
+        held.with_suffix(".away").rename(held)
+        with pytest.raises(Unavailable, match="locked"):  # into quarantine
+            receive_instance(node, request(other, association))
+    assert files_of(node) == [held]
 
 
 @pytest.fixture
@@ -423,22 +476,12 @@ def test_the_associations_of_a_dead_listener_are_buried_with_it(node: Node, cloc
     assert one(node, Study).check_at == clock.time
 
 
-def test_only_who_was_entered_may_send_and_only_from_its_networks(sqlite_node: Node) -> None:
+def test_a_modality_is_answered_where_it_was_entered(sqlite_node: Node) -> None:
     registry.add_modality(sqlite_node, "CT1", ["10.1.2.0/24", "fd00::/8"])
     registry.add_modality(sqlite_node, "CT2", host="ct2.example", port=104)
-    known = [
-        ("CT1", "10.1.2.200", True),
-        ("CT1", "10.1.3.1", False),
-        ("CT1", "fd00::1", True),
-        ("CT2", "192.0.2.1", True),
-        ("CT3", "10.1.2.200", False),
-        ("ct1", "10.1.2.200", False),
-    ]
-    for title, address, expected in known:
-        assert receive.is_known(sqlite_node, title, address) is expected
-    assert receive.endpoint(sqlite_node, "CT1") is None
-    assert receive.endpoint(sqlite_node, "CT2") == ("ct2.example", 104)
-    assert receive.endpoint(sqlite_node, "CT3") is None
+    assert (peers.modality(sqlite_node, "CT1"), peers.modality(sqlite_node, "CT3")) == (None, None)
+    told = peers.modality(sqlite_node, "CT2")
+    assert told is not None and (told.host, told.port, told.tls) == ("ct2.example", 104, None)
 
 
 def test_what_is_told_to_belong_to_a_study_is_kept_with_it(node: Node, clock: Clock) -> None:
@@ -457,11 +500,13 @@ def test_what_is_told_to_belong_to_a_study_is_kept_with_it(node: Node, clock: Cl
     assert one(node, Study).check_at == clock.time
 
 
-def test_what_is_held_is_what_has_a_row_and_a_file(node: Node) -> None:
+def test_what_has_a_row_and_a_file_is_committed_and_the_row_says_so(node: Node) -> None:
     images = [dx_image(number=n) for n in range(3)]
     arrive(node, *images)
     gone = one(node, Instance, Instance.sop_instance_uid == str(images[1].SOPInstanceUID))
     node.instances.remove(gone.path)
     asked = [str(i.SOPInstanceUID) for i in images] + [uid("unknown")]
-    assert receive.held(node, asked) == {asked[0], asked[2]}
-    assert receive.held(node, []) == set()
+    assert receive.commit(node, asked) == {asked[0], asked[2]}
+    assert receive.commit(node, []) == set()
+    promised = all_of(node, Instance, Instance.committed_at.is_not(None))
+    assert [row.sop_instance_uid for row in promised] == [asked[0], asked[2]]

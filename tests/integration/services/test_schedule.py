@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import update
 
 from dicom_node.domain.routing import parse_rules
-from dicom_node.errors import ConflictingInstance
+from dicom_node.errors import ConflictingInstance, Unavailable
 from dicom_node.services import registry, schedule
 from dicom_node.services.alerts import list_alerts
 from dicom_node.services.complete import close_studies
@@ -24,7 +24,7 @@ from dicom_node.services.context import Node
 from dicom_node.services.deliver import deliver
 from dicom_node.services.dispatch import Nudger
 from dicom_node.services.infer import run_jobs
-from dicom_node.services.processes import Watch, alive, bury, place
+from dicom_node.services.processes import Watch, alive, beating, bury, place
 from dicom_node.services.receive import receive_instance
 from dicom_node.services.schedule import Scheduler, reconcile
 from dicom_node.settings import BrokerSettings
@@ -210,7 +210,7 @@ def running(working: Node) -> Node:
     return working
 
 
-def test_a_job_is_taken_back_when_its_beat_stands_still_and_not_before(
+def test_row_17_a_job_is_taken_back_when_its_beat_stands_still_and_not_before(
     running: Node, ticks: Ticks, clock: Clock
 ) -> None:
     mine = scheduler(running)
@@ -235,15 +235,49 @@ def test_a_job_is_taken_back_when_its_beat_stands_still_and_not_before(
     assert job.error == "its worker died or was frozen"
 
 
-def test_a_wall_clock_that_jumps_takes_nothing_back(
+def test_what_is_claimed_while_the_living_are_counted_is_left_alone(
+    working: Node, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that has just started is not among those who were alive a moment ago."""
+    arrive(working, dx_image())
+    close_studies(working)
+
+    def then_another_starts(node: Node) -> list[Process]:
+        found = alive(node)
+        late = entered(node, "late")
+        with node.database.transaction() as session:
+            session.execute(update(Job).values(state="running", owner=late.id, token=1))
+        return found
+
+    monkeypatch.setattr(schedule, "alive", then_another_starts)
+    scheduler(working)._take_back()
+    assert (one(working, Job).state, one(working, Job).owner) == ("running", "late")
+
+
+def test_a_heartbeat_that_fails_in_any_way_goes_on() -> None:
+    errors = [Unavailable("database: away"), RuntimeError("whatever")]
+    beaten = threading.Event()
+
+    def beat_once() -> None:
+        if errors:
+            raise errors.pop(0)
+        beaten.set()
+
+    with beating(beat_once, 0.01):
+        assert beaten.wait(10)
+
+
+def test_row_20_a_wall_clock_that_jumps_a_day_takes_nothing_back(
     running: Node, ticks: Ticks, clock: Clock
 ) -> None:
-    mine = scheduler(running)
+    notes = Notes()
+    mine = scheduler(running, notes)
     mine.round()
     for jump in (86_400, -2 * 86_400):
         clock.pass_(jump)
         ticks.now += 1
         mine.round()
+    assert notes.said == []  # no storm
     assert one(running, Job).state == "running"
     assert {p.id for p in alive(running)} == {"worker", running.id}
 
@@ -256,7 +290,7 @@ def test_the_job_of_a_worker_that_ended_is_taken_back_at_once(running: Node, tic
     assert ("infer", "any") in notes.said
 
 
-def test_a_job_that_kills_its_workers_goes_to_the_dead_letters(
+def test_row_18_a_job_that_kills_its_workers_goes_to_the_dead_letters(
     running: Node, ticks: Ticks, clock: Clock
 ) -> None:
     with running.database.transaction() as session:
@@ -324,9 +358,13 @@ def test_ready_work_is_nudged_at_once_and_again_while_it_waits(
     mine.round()
     assert notes.said[2:] == [("deliver", "deliver")] * 2
     deliver(working)
+    clock.pass_(10)
+    mine.round()
+    assert notes.said[2:] == [("deliver", "deliver")] * 3  # to ask whether it is held
+    deliver(working)
     clock.pass_(100)
     mine.round()
-    assert len(notes.said) == 4
+    assert len(notes.said) == 5
 
 
 def test_a_broker_that_is_away_is_told_when_it_is_back(
@@ -363,7 +401,7 @@ def broker(tmp_path: Path) -> Iterator[Redis]:
         yield running
 
 
-def test_a_broker_that_forgets_everything_is_nudged_again(
+def test_row_15_a_broker_that_forgets_everything_is_nudged_again(
     sqlite_node: Node, tiny_bundle: Bundle, tmp_path: Path, broker: Redis, clock: Clock
 ) -> None:
     add_bundle(sqlite_node, tiny_bundle)
@@ -383,8 +421,28 @@ def test_a_broker_that_forgets_everything_is_nudged_again(
     assert nudger.waiting()["any"] == 1
 
 
+def test_row_14_a_nudge_that_dies_with_whoever_took_it_or_was_to_send_it_is_sent_again(
+    working: Node, ticks: Ticks, clock: Clock, broker: Redis
+) -> None:
+    """The scheduler ends between commit and nudge; then a worker ends between BRPOP and claim."""
+    settings = BrokerSettings(url=broker.url, socket_timeout=0.5)
+    nudger = Nudger(working.settings.model_copy(update={"broker": settings}))
+    arrive(working, dx_image())
+    close_studies(working)  # committed, and nobody was told
+    mine = Scheduler(working, nudger)
+    mine.round()
+    with broker.client() as client:
+        assert client.brpop(["any"], timeout=5)  # taken by somebody who is never heard of again
+    mine.round()
+    assert nudger.waiting()["any"] == 0
+    clock.pass_(10)
+    mine.round()
+    assert nudger.waiting()["any"] == 1
+    assert one(working, Job).state == "ready"
+
+
 @pytest.mark.parametrize("how", ["killed", "frozen"])
-def test_a_broker_that_is_gone_costs_its_timeout_and_nothing_else(
+def test_row_15_a_broker_that_is_gone_costs_its_timeout_and_nothing_else(
     sqlite_node: Node, broker: Redis, how: str
 ) -> None:
     settings = BrokerSettings(url=broker.url, socket_timeout=0.5)

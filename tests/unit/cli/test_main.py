@@ -58,6 +58,8 @@ def test_every_listing_has_json() -> None:
         ("jobs", "show", "first"),
         ("destinations", "add", "x", "--host", "h"),
         ("destinations", "add", "x", "--folder", "f", "--port", "1"),
+        ("destinations", "add", "x", "--url", "https://h", "--port", "1"),
+        ("destinations", "add", "x", "--user", "u"),
         ("modalities", "add", "AE", "--host", "h"),
         ("instances", "resolve", "1", "--keep", "both"),
         ("instances", "resolve", "1"),

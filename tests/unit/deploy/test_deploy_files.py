@@ -154,7 +154,7 @@ def test_secrets_have_no_default() -> None:
 def test_ports_are_published_on_the_loopback_address_unless_told_otherwise() -> None:
     example = environment_file(DEPLOY / "env.example")
     ports = [p for s in COMPOSE["services"].values() for p in s.get("ports", ())]
-    assert len(ports) == 2
+    assert len(ports) == 3
     assert all(interpolated(port, example).startswith("127.0.0.1:") for port in ports)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from dicom_node.dimse.tls import own_name, server_context
+from dicom_node.settings import TlsSettings
 from tests.commands import find, known_options
+from tests.servers import need
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = [
@@ -43,6 +47,8 @@ def test_the_documents_are_there() -> None:
         "deploy/first-steps.md",
         "deploy/conformance.md",
         "deploy/settings.md",
+        "deploy/audit.md",
+        "deploy/tls.md",
     }
 
 
@@ -69,3 +75,17 @@ def test_every_module_that_a_document_names_is_there(document: Path) -> None:
     places = r"`((?:dicom_node|inference|training|tests|deploy|migrations)/[\w/.-]+)`"
     for name in re.findall(places, document.read_text()):
         assert (ROOT / name).exists(), name
+
+
+def test_the_certificates_that_the_page_on_tls_makes_can_be_used(tmp_path: Path) -> None:
+    script = FENCED.findall((ROOT / "deploy/tls.md").read_text())[0]
+    subprocess.run(
+        [need("sh"), "-ec", script], cwd=tmp_path, check=True, capture_output=True, timeout=30
+    )
+    name = tmp_path / "node.example.org"
+    files = {"certificate": f"{name}.pem", "key": f"{name}.key", "ca": str(tmp_path / "ca.pem")}
+    server_context(TlsSettings(**files))
+    assert own_name(TlsSettings(**files)) == "node.example.org"
+    peer = tmp_path / "ctscanner1.example.org.pem"
+    how = ("-x509_strict", "-purpose", "sslclient", "-CAfile", tmp_path / "ca.pem")
+    subprocess.run([need("openssl"), "verify", *how, peer], check=True, capture_output=True)

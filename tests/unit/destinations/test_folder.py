@@ -27,7 +27,7 @@ def test_a_file_arrives_under_its_uid_and_nothing_else_is_left(tmp_path: Path) -
     outgoing, folder = item(tmp_path, "1.2.3"), tmp_path / "to" / "there"
     for _ in range(2):
         assert send(FolderDestination(folder), outgoing) == [
-            (outgoing, Sent(0, "", outgoing.transfer_syntax))
+            (outgoing, Sent(0, outgoing.transfer_syntax))
         ]
     assert [p.name for p in folder.iterdir()] == ["1.2.3.dcm"]
     assert (folder / "1.2.3.dcm").read_bytes() == b"content"

@@ -38,14 +38,14 @@ def test_no_error_is_ever_a_success() -> None:
 
 def test_the_comment_is_a_valid_long_string() -> None:
     reason = "line\none\\two\x1b" + "ü" * 100
-    comment = response_to(errors.UnreadableDataSet(reason)).ErrorComment
+    comment = response_to(errors.UnreadableDataSet(reason)).comment
     assert comment == "line?one?two?" + "?" * 51
     assert len(comment) == 64
 
 
 @pytest.mark.parametrize("error", [errors.Unavailable("Doe^John"), ValueError("Doe^John")])
 def test_what_is_no_refusal_does_not_speak_for_itself(error: Exception) -> None:
-    assert "Doe" not in response_to(error).ErrorComment
+    assert "Doe" not in response_to(error).comment
 
 
 @pytest.mark.parametrize(

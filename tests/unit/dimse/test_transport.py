@@ -11,7 +11,6 @@ from pynetdicom import AE
 
 from dicom_node.dimse.transport import (
     REQUEST_CAP,
-    DiscardedDataSet,
     ProtocolBreach,
     prepare,
     read_request,
@@ -113,10 +112,3 @@ def test_a_prepared_socket_does_not_wait_for_acknowledgements(pair: Pair) -> Non
     assert here.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert here.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert here.gettimeout() == 3.0
-
-
-def test_a_discarded_data_set_counts_and_keeps_nothing() -> None:
-    discarded = DiscardedDataSet()
-    discarded.write(b"x" * 1000)
-    discarded.write(b"x" * 24)
-    assert (discarded.size, discarded.getvalue()) == (1024, b"")

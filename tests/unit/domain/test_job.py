@@ -30,6 +30,7 @@ STEPS = {
     ("give up", "running"): "dead",
     ("cancel", "ready"): "cancelled",
     ("cancel", "running"): "cancelled",
+    ("cancel", "dead"): "cancelled",
     ("retry", "dead"): "ready",
     ("retry", "cancelled"): "ready",
 }

@@ -156,6 +156,95 @@ def test_a_link_in_a_zip_is_refused(made, tmp_path):
         open_bundle(tmp_path / "b.zip", tmp_path / "unpacked")
 
 
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_a_device_in_a_zip_is_refused(made, tmp_path, kind):
+    pack(made, tmp_path / "b.zip")
+    entry = zipfile.ZipInfo("device")
+    entry.external_attr = (kind | 0o666) << 16
+    with zipfile.ZipFile(tmp_path / "b.zip", "a") as archive:
+        archive.writestr(entry, b"")
+    with pytest.raises(BundleError, match="not a plain file"):
+        open_bundle(tmp_path / "b.zip", tmp_path / "unpacked")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_stands_twice_in_a_zip_is_refused(made, tmp_path):
+    """Which of the two another program sees is anybody's guess."""
+    pack(made, tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip", "a") as archive:
+        archive.writestr("card.md", b"another card")
+    with pytest.raises(BundleError, match="no zip that we open"):
+        open_bundle(tmp_path / "b.zip", tmp_path / "unpacked")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_could_unpack_without_measure_is_refused(made, tmp_path, method):
+    """Python unpacks these as a whole: 64 MiB of zeros are some hundred bytes of bzip2."""
+    pack(made, tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip", "a", method) as archive:
+        archive.writestr("zeros", bytes(1 << 20))
+    with pytest.raises(BundleError, match="another way than deflate"):
+        open_bundle(tmp_path / "b.zip", tmp_path / "unpacked")
+
+
+def test_a_zip_with_damaged_content_is_refused(made, tmp_path):
+    pack(made, tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        entry = archive.getinfo("weights.safetensors")
+    content = bytearray((tmp_path / "b.zip").read_bytes())
+    start = entry.header_offset + 30 + len(entry.filename)
+    content[start : start + 8] = b"\xff" * 8
+    (tmp_path / "b.zip").write_bytes(content)
+    with pytest.raises(BundleError, match="no zip that we open"):
+        open_bundle(tmp_path / "b.zip", tmp_path / "unpacked")
+
+
+def test_a_folder_cannot_be_had_through_a_file_in_a_zip(made, tmp_path):
+    pack(made, tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip", "a") as archive:
+        archive.writestr("card.md/inside", b"x")
+    with pytest.raises(BundleError, match="no zip that we open"):
+        open_bundle(tmp_path / "b.zip", tmp_path / "unpacked")
+
+
+def test_a_signature_is_no_listed_file_and_travels_with_the_bundle(made, tmp_path):
+    assert (made.path / "manifest.sig").is_file()
+    pack(made, tmp_path / "b.zip")
+    opened = open_bundle(tmp_path / "b.zip", tmp_path / "unpacked")
+    assert bundles.read_signature(opened) == bundles.read_signature(made)
+    (made.path / "manifest.sig").unlink()
+    assert bundles.read_signature(open_bundle(made.path)) is None
+
+
+@pytest.mark.parametrize("how", ["link", "pipe", "large"])
+def test_a_signature_that_is_no_small_plain_file_is_refused(made, tmp_path, how):
+    path = made.path / "manifest.sig"
+    content = path.read_bytes()
+    path.unlink()
+    if how == "link":
+        (tmp_path / "elsewhere").write_bytes(content)
+        path.symlink_to(tmp_path / "elsewhere")
+    elif how == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content + b" " * bundles.MAX_SIGNATURE_BYTES)
+    with pytest.raises(BundleError, match=r"manifest\.sig"):
+        bundles.read_signature(made)
+
+
+def test_a_manifest_altered_after_opening_is_not_what_a_signature_is_held_against(made):
+    (made.path / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(BundleError, match="altered since"):
+        bundles.read_manifest(made)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(made):
+    (made.path / "weights.safetensors").unlink()
+    os.mkfifo(made.path / "weights.safetensors")
+    with pytest.raises(BundleError, match="neither a file nor a folder"):
+        load_weights(made)
+
+
 def test_a_zip_that_grows_beyond_the_limit_is_stopped(made, tmp_path, monkeypatch):
     monkeypatch.setattr(bundles, "MAX_BYTES", 1 << 20)
     pack(made, tmp_path / "b.zip")

@@ -38,7 +38,7 @@ def altered(bundle, folder, files):
     return write_bundle(folder, manifest, {**kept, **files})
 
 
-def count_batches(engine, limit=None):
+def count_batches(engine, limit=None, full=torch.OutOfMemoryError):
     """The sizes of the batches that the engine runs; over ``limit`` the device is full."""
     sizes = []
     run = engine.answer
@@ -46,7 +46,7 @@ def count_batches(engine, limit=None):
     def counted(x):
         sizes.append(len(x))
         if limit is not None and len(x) > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise full("out of memory")
         return run(x)
 
     engine.answer = counted
@@ -118,17 +118,18 @@ def test_no_stacks_give_no_predictions(bundle):
     assert Engine(bundle).predict([]) == []
 
 
-def test_a_full_device_halves_the_batch_and_the_answer_stays(bundle):
+@pytest.mark.parametrize("full", [torch.OutOfMemoryError, MemoryError])
+def test_row_19_a_full_device_halves_the_batch_and_the_answer_stays(bundle, full):
     expected = Engine(bundle).predict(pictures(5))
     engine = Engine(bundle)
-    sizes = count_batches(engine, limit=2)
+    sizes = count_batches(engine, limit=2, full=full)
     found = engine.predict(pictures(5))
     assert sizes == [4, 2, 2, 1]
     for a, b in zip(expected, found, strict=True):
         assert (a.segments[0].mask != b.segments[0].mask).mean() < 1e-3
 
 
-def test_a_device_that_cannot_hold_half_a_batch_is_out_of_memory(bundle):
+def test_row_19_a_device_that_cannot_hold_half_a_batch_is_out_of_memory(bundle):
     engine = Engine(bundle)
     count_batches(engine, limit=1)
     with pytest.raises(OutOfMemory, match="batch of 2"):

@@ -122,6 +122,8 @@ def test_float_pixel_data_stays_as_it_is():
         stack = read([ds])
         assert stack.unit == "raw"
         np.testing.assert_allclose(stack.pixels[0], values, rtol=1e-6)
+    with pytest.raises(ReadingError, match="32768 bytes declared, at most 16384"):  # of doubles
+        read([ds], max_pixels=64 * 64)
 
 
 def lut(entries, first=0, bits=16, kind="HU"):

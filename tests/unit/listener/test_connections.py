@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dicom_node.dimse.transport import Limits
-from dicom_node.listener.connections import Connections, bind
+from dicom_node.listener.connections import Connections, Door, bind
 
 LIMITS = Limits(pdu=16384, dataset=1 << 20, request=1.0, idle=1.0)
 
@@ -35,7 +35,7 @@ def test_a_connection_taken_by_another_process_is_no_error() -> None:
     listening = bind("127.0.0.1", 0)
     rival, stop = socket.socket(fileno=os.dup(listening.fileno())), threading.Event()
     rival.setblocking(False)
-    connections = Connections(listening, 4, LIMITS, lambda *_: None)
+    connections = Connections([Door(listening)], 4, LIMITS, lambda *_: None)
     thread = threading.Thread(target=connections.accept_until, args=(stop,))
     thread.start()
     for _ in range(200):

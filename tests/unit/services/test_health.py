@@ -1,5 +1,6 @@
 import os
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from dicom_node.services.health import Check, Level, examine, status
 from dicom_node.services.models import bundle_folder
 from dicom_node.settings import CONFIG_VARIABLE, Settings
 from dicom_node.worker.engines import WarmEngines
+from tests.certificates import DAY, Authority, Pair
 from tests.dicoms import dx_image
-from tests.nodes import Clock, settle, store
+from tests.nodes import Clock, make_node, settle, store
 
 
 def named(checks: Sequence[Check], name: str) -> list[Check]:
@@ -59,6 +61,47 @@ def test_a_file_that_others_may_read_is_told(
     assert worst(look(node), "configuration") is Level.WARNING
     file.chmod(0o600)
     assert worst(look(node), "configuration") is Level.OK
+
+
+def certificates(pair: Pair, **more: str) -> list[Check]:
+    """What is said of the files of TLS, without looking at the rest."""
+    settings = Settings(tls=pair.settings(**more))
+    early = takewhile(lambda check: check.name != "disk", examine(settings, Clock()))
+    return [check for check in early if check.name == "certificates"]
+
+
+def test_certificates_that_end_soon_or_have_ended_are_told(tmp_path: Path) -> None:
+    ca = Authority(tmp_path)
+    assert {c.level for c in certificates(ca.issue("node"))} == {Level.OK}
+    for lives, level in ((29 * DAY, Level.WARNING), (-DAY, Level.FAULT)):
+        check, of_ca = certificates(ca.issue("node", lives=lives))
+        assert (check.level, of_ca.level) == (level, Level.OK)
+        assert "tls.certificate (CN=node) end" in check.found and check.remedy
+    pair = ca.issue("node")
+    for lives, level in ((2 * DAY, Level.OK), (DAY / 2, Level.WARNING), (-DAY, Level.FAULT)):
+        assert certificates(pair, crl=str(ca.revoke(lives=lives)))[-1].level is level
+
+
+def test_a_key_that_others_may_read_and_a_file_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    pair = Authority(tmp_path).issue("node")
+    pair.key.chmod(0o640)
+    assert {c.level for c in certificates(pair)} == {Level.OK}, "a group may"
+    pair.key.chmod(0o644)
+    check = certificates(pair)[-1]
+    assert check.level is Level.WARNING and "chmod 600" in check.remedy
+    (check,) = certificates(pair, ca=str(tmp_path / "gone"))
+    assert check.level is Level.FAULT and "tls.ca" in check.found
+
+
+def test_status_tells_how_long_certificates_hold(tmp_path: Path) -> None:
+    ca = Authority(tmp_path)
+    bare = make_node(tmp_path / "bare")
+    assert status(bare)["certificates"] == []
+    told = status(make_node(tmp_path / "node", tls=ca.issue("n", lives=20 * DAY).settings()))
+    assert [(c["setting"], c["renew"]) for c in told["certificates"]] == [
+        ("tls.certificate", True),
+        ("tls.ca", False),
+    ]
 
 
 def test_a_disk_below_its_reserve_is_a_fault(node: Node) -> None:

@@ -1,0 +1,162 @@
+"""What keeps jobs from being lost or done twice: rows 14 to 20, and all at once, row 30."""
+
+from __future__ import annotations
+
+from tests.faults.defences import Defence
+
+_SCHEDULING = "integration/services/test_schedule.py::test_row_"
+_INFERRING = "integration/services/test_infer.py::test_row_"
+_CONFINED, _SURVIVE = "integration/test_confined.py::test_row_", "faults/test_jobs_survive.py::"
+_CLAIMS, _INFER = "dicom_node.services.claims", "dicom_node.services.infer"
+_SCHEDULE, _CHILD = "dicom_node.services.schedule", "dicom_node.worker.confined"
+
+DEFENCES = [
+    Defence(
+        14,
+        "what waits is nudged again",
+        _SCHEDULING
+        + "14_a_nudge_that_dies_with_whoever_took_it_or_was_to_send_it_is_sent_again[sqlite]",
+        _SCHEDULE,
+        "(Job.nudged_at.is_(None) | (Job.nudged_at <= again))",
+        "Job.nudged_at.is_(None)",
+    ),
+    Defence(
+        15,
+        "a broker that forgot is told again",
+        _SCHEDULING + "15_a_broker_that_forgets_everything_is_nudged_again",
+        _SCHEDULE,
+        "(Job.nudged_at.is_(None) | (Job.nudged_at <= again))",
+        "Job.nudged_at.is_(None)",
+    ),
+    Defence(
+        15,
+        "nudges are not acknowledged",
+        "faults/test_nudges.py::test_row_15_a_worker_takes_the_next_nudge_though_redis_swallowed_"
+        "its_acknowledgement",
+        "dicom_node.services.dispatch",
+        '        task_queues={name: {"no_ack": True} for name in QUEUES},',
+        "        task_acks_late=True, worker_prefetch_multiplier=1,",
+    ),
+    Defence(
+        15,
+        "a Redis that died is started again",
+        _SURVIVE + "test_row_15_a_redis_that_is_killed_is_started_again_and_no_job_is_lost",
+        "dicom_node.cli.supervise",
+        "                _look_after(child)",
+        "                pass",
+    ),
+    Defence(
+        16,
+        "a claim is a compare-and-set on a locked row",
+        _INFERRING + "16_two_workers_that_are_nudged_for_one_job_claim_it_once[postgresql]",
+        _CLAIMS,
+        "        .where(table.id == row.id, table.state == before, table.token == row.token)",
+        "        .where(table.id == row.id)",
+        (
+            (
+                _INFER,
+                "        ready = ready.with_for_update(skip_locked=True, of=Job)",
+                "        pass",
+            ),
+        ),
+    ),
+    Defence(
+        17,
+        "a stale token writes nothing",
+        _INFERRING + "17_a_result_is_discarded_when_the_lease_was_taken_back[sqlite]",
+        _CLAIMS,
+        "        .where(table.id == row.id, table.state == during, table.token == row.token)",
+        "        .where(table.id == row.id)",
+    ),
+    Defence(
+        17,
+        "what dead and frozen workers held is taken back",
+        _SCHEDULING + "17_a_job_is_taken_back_when_its_beat_stands_still_and_not_before[sqlite]",
+        _SCHEDULE,
+        "        self._take_back()\n",
+        "",
+    ),
+    Defence(
+        17,
+        "a worker beats for what its child runs",
+        _CONFINED + "17_the_parent_beats_for_what_its_child_runs",
+        _CHILD,
+        "        with beating(lambda: claims.beat_owned(node), node.settings.worker.lease / 4):",
+        "        if True:",
+    ),
+    Defence(
+        17,
+        "what a dead child held is failed at once",
+        _CONFINED + "17_a_kill_at_each_step_of_a_job_costs_an_attempt_and_leaves_nothing[three]",
+        _CHILD,
+        "            return break_off(node, reason.removeprefix(LATER), counts)",
+        "            return 0",
+    ),
+    Defence(
+        18,
+        "attempts are counted before they run",
+        _CONFINED + "18_a_study_that_crashes_its_process_is_tried_alone_and_given_up",
+        _CLAIMS,
+        "            attempts=table.attempts + 1,",
+        "",
+    ),
+    Defence(
+        18,
+        "what failed before runs alone",
+        _CONFINED + "18_a_study_that_crashes_its_process_is_tried_alone_and_given_up",
+        _INFER,
+        ' == "image" and not first.attempts:',
+        ' == "image":',
+        ((_INFER, "Job.id != first.id, Job.attempts == 0\n", "Job.id != first.id\n"),),
+    ),
+    Defence(
+        18,
+        "what kills its workers is given up",
+        _SCHEDULING + "18_a_job_that_kills_its_workers_goes_to_the_dead_letters[sqlite]",
+        _SCHEDULE,
+        "        last = job.attempts >= node.settings.worker.attempts",
+        "        last = False",
+    ),
+    Defence(
+        19,
+        "a run has a deadline",
+        _CONFINED + "19_a_hang_is_ended_at_the_deadline_and_memory_at_its_limit",
+        _CHILD,
+        "                if time.monotonic() > until:",
+        "                if False:",
+    ),
+    Defence(
+        19,
+        "a run has a limit of memory",
+        _CONFINED + "19_a_hang_is_ended_at_the_deadline_and_memory_at_its_limit",
+        _CHILD,
+        "                if _memory(child.pid) > worker.memory_mb << 20:",
+        "                if False:",
+    ),
+    Defence(
+        19,
+        "a full device gets a smaller batch",
+        "unit/inference/test_engine.py::test_row_19_a_full_device_halves_the_batch_and_the_answer_"
+        "stays[MemoryError]",
+        "inference.runner",
+        "                self._lean(error)\n                continue",
+        "                raise",
+    ),
+    Defence(
+        20,
+        "life is judged by counters, not by the wall clock",
+        _SCHEDULING + "20_a_wall_clock_that_jumps_a_day_takes_nothing_back[sqlite]",
+        _SCHEDULE,
+        "        still = self._processes.still({p.id: p.beat for p in processes})",
+        "        still = {\n            p.id for p in processes"
+        " if p.beat_at + timedelta(seconds=20) < self._node.now()\n        }",
+    ),
+    Defence(
+        30,
+        "what was not stored is not acknowledged",
+        "faults/test_rows_studies.py::test_row_30_a_minute_of_everything_at_random",
+        "dicom_node.listener.storage",
+        "        return status.Answer(status.SUCCESS) if self._failure is None else self._refuse()",
+        "        return status.Answer(status.SUCCESS)",
+    ),
+]
