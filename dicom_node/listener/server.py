@@ -195,8 +195,8 @@ class _Listener:
             told: what else the log is to have, where there is something.
         """
         event = "association rejected" if rejection else "TLS handshake failed"
-        told |= {"calling": calling, "rejection": rejection and str(rejection)}
-        named = {key: value for key, value in told.items() if value}
+        details = {"calling": calling, "rejection": rejection, **told}
+        named = {key: value for key, value in details.items() if value}
         log.warning(event, address=address, reason=reason, **named)
         try:
             code = f" {rejection}" if rejection else ""

@@ -40,12 +40,14 @@ def test_the_command_loads_nothing_heavy_to_explain_itself(words: list[str]) -> 
     assert set(json.loads(done.stderr.splitlines()[-1])) & set(HEAVY) == set()
 
 
-def test_only_the_worker_that_runs_models_loads_torch(hospital: Hospital) -> None:
-    worker = hospital.node.worker()
+def test_only_the_child_of_the_worker_that_runs_models_loads_torch(hospital: Hospital) -> None:
+    child = hospital.node.worker()
     family = hospital.node.processes()
-    assert len(family) >= 6, [described(p) for p in family]
-    assert [described(p) for p in family if maps_torch(p) and p.pid != worker.pid] == []
-    assert "--queues gpu,any" in " ".join(worker.cmdline())
+    assert len(family) >= 7, [described(p) for p in family]
+    assert [described(p) for p in family if maps_torch(p) and p.pid != child.pid] == []
+    assert "dicom_node.worker.child" in child.cmdline()
+    parent = child.parent()
+    assert parent is not None and "--queues gpu,any" in " ".join(parent.cmdline())
 
 
 def test_the_packages_with_common_names_are_ours() -> None:
