@@ -213,11 +213,11 @@ def _store(association: Association, item: Item, message_id: int) -> Sent:
         raise why_not(association, item) from error
     if "Status" not in answer:
         raise DestinationClosed(_answered(answer), Retry.LATER)
-    status = int(answer.Status)
+    status, comment = int(answer.Status), str(answer.get("ErrorComment", ""))
     meaning = meaning_of(status)
     if meaning in (Meaning.LATER, Meaning.NEVER):
-        raise Refused(status, Retry(meaning.value))
-    return Sent(status, syntax)
+        raise Refused(status, Retry(meaning.value), comment)
+    return Sent(status, syntax, comment)
 
 
 def _choose(association: Association, item: Item) -> str:

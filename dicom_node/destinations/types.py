@@ -35,22 +35,26 @@ class Sent:
         status: its DIMSE or HTTP status, 0x0000 where there is none; 0xBxxx is a warning.
         transfer_syntax: in which it was sent; another than the item's where the destination takes
             only that, and then the bytes differ from the file's.
+        comment: what it said beside, untrusted: for whoever sends by hand, not for logs or records.
     """
 
     status: int
     transfer_syntax: str
+    comment: str = ""
 
 
 class Refused(DeliveryFailed):
-    """The destination answered with a failure; what it said beside may quote the patient.
+    """The destination answered with a failure.
 
     Args:
         status: its status.
         retry: whether the same bytes may be accepted later.
+        comment: as in `Sent`; it may quote the patient, so ``reason`` does not.
     """
 
-    def __init__(self, status: int, retry: Retry) -> None:
+    def __init__(self, status: int, retry: Retry, comment: str = "") -> None:
         super().__init__(f"refused with status 0x{status:04X}", retry, status)
+        self.comment = comment
 
 
 class Untried(DestinationClosed):
