@@ -220,6 +220,12 @@ class GuardedAssociation(Association):
                 log.warning("association rejected: another version of the protocol", **self.names)
                 return
             super().run_reactor()
+        except (ProtocolBreach, OSError):
+            raise
+        except Exception as error:  # pynetdicom negotiates whatever the request leads it to
+            why = f"request cannot be negotiated ({type(error).__name__})"
+            log.warning("association broken off", reason=why, **self.names)
+            self.dul.signal(_NONSENSE)
         finally:
             self._assembly.drop()
             self._wire.discard(time.monotonic() + LINGER)

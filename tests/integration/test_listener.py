@@ -418,6 +418,22 @@ def test_another_version_of_the_protocol_is_rejected_and_holds_no_place() -> Non
         assert sock.recv(16) == b""
 
 
+def test_a_request_that_cannot_be_negotiated_is_aborted_and_holds_no_place() -> None:
+    told = VERIFICATION.encode()
+    head = struct.pack(">BBH", 0x30, 0, len(told))
+    request = associate_rq([(VERIFICATION, [ImplicitVRLittleEndian])], called=NODE.encode())
+    assert request.count(head + told) == 1
+    # A transfer syntax in the abstract syntax's place: pynetdicom decodes it, and then raises.
+    request = request.replace(head + told, b"\x40" + head[1:] + told)
+    with (
+        listening(MemoryInbox()) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=3) as sock,
+    ):
+        sock.sendall(request)
+        assert sock.recv(16)[:1] == b"\7", "A-ABORT"
+        assert echo_seconds(port) < 1
+
+
 def test_a_pdu_of_four_gibibytes_in_an_association_takes_no_memory() -> None:
     inbox = MemoryInbox()
     with listening(inbox) as port, associated(port) as association:
