@@ -247,6 +247,12 @@ DEFENCES = [
         (
             (
                 _ACCEPTOR,
+                "        except Exception as error:  # pynetdicom negotiates whatever the request"
+                " leads it to",
+                "        except ZeroDivisionError as error:",
+            ),
+            (
+                _ACCEPTOR,
                 "        except Exception as error:  # whatever the bytes lead it to",
                 "        except ZeroDivisionError as error:",
             ),
