@@ -199,7 +199,7 @@ class Trail:
                 if time.monotonic() > until:
                     reason = f"audit log {self.folder}: another process holds it"
                     raise Unavailable(reason) from None
-                time.sleep(0.002)
+                time.sleep(0.002)  # flock has no deadline of its own; an append takes less
 
     def _recovered(self, head_file: int) -> Head:
         """The head, after what a process left behind that died between record and head."""

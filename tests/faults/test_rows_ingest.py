@@ -20,6 +20,7 @@ import pytest
 import dicom_node
 from dicom_node.domain.model import ModelState
 from dicom_node.domain.routing import parse_rules
+from dicom_node.faults import STEPS
 from dicom_node.services import registry
 from dicom_node.services.receive import part10_head
 from dicom_node.store.tables import Alert, Association, Instance, Job, Model, Quarantined
@@ -42,16 +43,7 @@ from tests.faults.wire import Gone, Wire, p_data, store_rq
 from tests.node import Running, in_parallel, rule, running, statuses, store
 from tests.servers import eventually, free_port, lacking, need, postgresql
 
-INGEST = (
-    "instances/opened",
-    "instances/written",
-    "instances/synced",
-    "instances/renamed",
-    "instances/durable",
-    "receive/commit",
-    "receive/committed",
-    "receive/answer",
-)
+INGEST = [step for step in STEPS if step.startswith(("instances/", "receive/"))]
 EVERYDAY = ["instances/renamed", "receive/commit", "receive/committed"]
 LEASE = 2.0
 SHIPPED = "bundles/cxr-lungs/manifest.json"
