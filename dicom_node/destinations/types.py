@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -40,7 +40,7 @@ class Sent:
 
     status: int
     transfer_syntax: str
-    comment: str = ""
+    comment: str = field(default="", repr=False)
 
 
 class Refused(DeliveryFailed):

@@ -122,9 +122,11 @@ def test_each_status_means_what_it_should(tmp_path: Path) -> None:
     later, never = Retry.LATER, Retry.NEVER
     assert retries(fates) == [later, never, never, never, None, later, None]
     assert [fate.status for fate in fates] == statuses
-    refused = fates[0]
+    refused, warned = fates[0], fates[4]
     assert isinstance(refused, Refused)
-    assert "Doe" not in str(vars(refused)) + str(refused), "errors are logged"
+    assert isinstance(warned, Sent)
+    assert refused.comment == warned.comment == "Doe^John is unknown", "for whoever sends by hand"
+    assert "Doe" not in f"{refused} {refused!r} {refused.reason} {warned!r}", "these are logged"
 
 
 def test_a_result_is_told_when_its_response_arrives(tmp_path: Path) -> None:
