@@ -118,10 +118,11 @@ class AcceptedSocket(DeadlineSocket):
         if self._start == self._end:
             self._start = self._end = 0
         if self._start + size > len(self._buffer):
-            held = self._buffer[self._start : self._end]
-            fresh = memoryview(bytearray(max(size, len(self._buffer))))
-            fresh[: len(held)] = held
-            self._buffer, self._start, self._end = fresh, 0, len(held)
+            held = bytes(self._buffer[self._start : self._end])
+            if size > len(self._buffer):  # a peer that exceeds what we offered
+                self._buffer = memoryview(bytearray(size))
+            self._start, self._end = 0, len(held)
+            self._buffer[: self._end] = held
         while self._end - self._start < size:
             left = deadline - time.monotonic()
             if left <= 0:

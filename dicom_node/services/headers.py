@@ -57,6 +57,7 @@ _IDENTITY = (
     "IssuerOfPatientID",
 )
 _LONG = {vr.encode() for vr in EXPLICIT_VR_LENGTH_32}
+_NOTHING = PlainHeader({})
 
 
 Header = Dataset | PlainHeader
@@ -246,7 +247,7 @@ def _shared(header: Header, macro: str, name: str) -> Any:
             for item in list(_get(group, macro) or ())[:1]:
                 if _get(item, name) is not None:
                     return item
-    return Dataset()
+    return _NOTHING
 
 
 def _shared_thickness(header: Header) -> float | None:
