@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,9 +89,9 @@ class MemoryInbox:
             {"source": source, "study": study_uid, "instances": list(sop_instance_uids)}
         )
 
-    def commit(self, references: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-        have = {(r.sop_class_uid, r.sop_instance_uid) for r in self.received}
-        return have & set(references)
+    def commit(self, references: Mapping[str, str]) -> Mapping[str, str]:
+        have = {r.sop_instance_uid: r.sop_class_uid for r in self.received}
+        return {uid: have[uid] for uid in references if uid in have}
 
     def endpoint(self, ae_title: str) -> DimseDestination | None:
         place = self.endpoints.get(ae_title)

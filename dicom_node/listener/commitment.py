@@ -12,7 +12,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import cast
@@ -36,21 +36,19 @@ from dicom_node.listener.inbox import Inbox
 log = structlog.get_logger(__name__)
 
 ALL_HELD, SOME_FAILED = 1, 2  # event types, PS3.4 J.3.3
-NO_SUCH_OBJECT = 0x0112  # failure reason, PS3.3 C.14.1.1
+NO_SUCH_OBJECT, CLASS_CONFLICT = 0x0112, 0x0119  # failure reasons, PS3.3 C.14.1.1
 DELAYS = (0.0, 2.0, 10.0, 60.0, 300.0)
 """Seconds before each attempt to answer."""
 WAITING_ANSWERS = 1000
 
-Reference = tuple[str, str]
-
 
 @dataclass(frozen=True)
 class Request:
-    """One N-ACTION: who wants which instances (class, instance) committed."""
+    """One N-ACTION: who wants which instances committed; SOP class by SOP instance."""
 
     calling: str
     transaction_uid: str
-    references: tuple[Reference, ...]
+    references: Mapping[str, str]
 
 
 class Commitments:
@@ -93,7 +91,7 @@ class Commitments:
                 association=association.row,
                 source="commitment",
                 study_uid=None,
-                sop_instance_uids=[instance for _, instance in wanted.references],
+                sop_instance_uids=list(wanted.references),
             )
             endpoint = self._inbox.endpoint(wanted.calling)
         except Exception as error:
@@ -203,32 +201,37 @@ def _deliver(endpoint: DimseDestination, event_type: int, information: Dataset) 
 
 def _parse(calling: str, information: Dataset) -> Request | None:
     transaction = information.get("TransactionUID")
-    references = tuple(
-        (str(item.get("ReferencedSOPClassUID")), str(item.get("ReferencedSOPInstanceUID")))
+    pairs = [
+        (str(item.get("ReferencedSOPInstanceUID")), str(item.get("ReferencedSOPClassUID")))
         for item in information.get("ReferencedSOPSequence") or ()
-    )
-    uids = itertools.chain([transaction], *references)
-    if not references or not all(is_uid(uid) for uid in uids):
+    ]
+    references = dict(pairs)
+    uids = itertools.chain([transaction], *pairs)
+    # An instance of two classes is none that anybody can promise to keep.
+    if not pairs or len(references) < len(set(pairs)) or not all(is_uid(uid) for uid in uids):
         return None
     return Request(calling, str(transaction), references)
 
 
-def _report(wanted: Request, held: set[Reference]) -> tuple[int, Dataset]:
-    """The event type and information of PS3.4 table J.3-2."""
-    information = Dataset()
+def _report(wanted: Request, held: Mapping[str, str]) -> tuple[int, Dataset]:
+    """The event type and information of PS3.4 table J.3-2.
+
+    Args:
+        wanted: what was asked.
+        held: SOP class by SOP instance, of what is here.
+    """
+    information, kept, failed = Dataset(), [], []
     information.TransactionUID = wanted.transaction_uid
-    kept = [_item(reference) for reference in wanted.references if reference in held]
-    lost = [_item(reference) for reference in wanted.references if reference not in held]
+    for instance, sop_class in wanted.references.items():
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+        if held.get(instance) == sop_class:
+            kept.append(item)
+        else:
+            item.FailureReason = CLASS_CONFLICT if instance in held else NO_SUCH_OBJECT
+            failed.append(item)
     if kept:
         information.ReferencedSOPSequence = kept
-    if lost:
-        for item in lost:
-            item.FailureReason = NO_SUCH_OBJECT
-        information.FailedSOPSequence = lost
-    return (SOME_FAILED if lost else ALL_HELD), information
-
-
-def _item(reference: Reference) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = reference
-    return item
+    if failed:
+        information.FailedSOPSequence = failed
+    return (SOME_FAILED if failed else ALL_HELD), information

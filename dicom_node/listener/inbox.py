@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from dicom_node.destinations.dimse import DimseDestination
@@ -85,8 +85,15 @@ class Inbox(Protocol):
         """
         ...
 
-    def commit(self, references: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Those of (SOP Class UID, SOP Instance UID) that are durable here, and are now kept."""
+    def commit(self, references: Mapping[str, str]) -> Mapping[str, str]:
+        """Keep what is durable here, from now on.
+
+        Args:
+            references: SOP Class UID by SOP Instance UID.
+
+        Returns:
+            The same of what is here; what is of another class than was told is not kept.
+        """
         ...
 
     def endpoint(self, ae_title: str) -> DimseDestination | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from dicom_node.destinations.dimse import DimseDestination
 from dicom_node.dimse.commitment import Report
@@ -52,10 +52,9 @@ class NodeInbox:
         """Take note of what a modality says belongs together."""
         receive.expect(self._node, source, study_uid, sop_instance_uids)
 
-    def commit(self, references: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Those of (SOP Class UID, SOP Instance UID) that are durable here, and are now kept."""
-        durable = receive.commit(self._node, [instance for _, instance in references])
-        return {reference for reference in references if reference[1] in durable}
+    def commit(self, references: Mapping[str, str]) -> Mapping[str, str]:
+        """What is durable here of them, and kept from now on."""
+        return receive.commit(self._node, references)
 
     def endpoint(self, ae_title: str) -> DimseDestination | None:
         """Where an AE title takes storage commitment answers, over TLS if it must."""

@@ -7,7 +7,7 @@ error of ``dicom_node.errors``.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,6 +46,9 @@ from dicom_node.store.tables import (
 )
 
 log = structlog.get_logger(__name__)
+
+AT_ONCE = 5000
+"""UIDs in one statement."""
 
 
 @dataclass(frozen=True)
@@ -238,12 +241,13 @@ def expect(
             of the instances already held.
     """
     with node.database.transaction() as session:
-        study_uid = study_uid or session.scalar(
-            select(Study.study_instance_uid)
-            .join(Study.instances)
-            .where(Instance.sop_instance_uid.in_(sop_instance_uids))
-            .limit(1)
-        )
+        for uids in _some_at_a_time(sop_instance_uids):
+            study_uid = study_uid or session.scalar(
+                select(Study.study_instance_uid)
+                .join(Study.instances)
+                .where(Instance.sop_instance_uid.in_(uids))
+                .limit(1)
+            )
         if study_uid is None:
             return
         session.add(
@@ -261,22 +265,38 @@ def expect(
         )
 
 
-def commit(node: Node, sop_instance_uids: Sequence[str]) -> set[str]:
-    """Which of the instances are durable here, a row and its file seen; they are kept from now on.
+def commit(node: Node, references: Mapping[str, str]) -> dict[str, str]:
+    """Which of the instances are durable here, a row and its file seen.
 
-    The promise is in the database before anybody hears of it, and binds the purge
-    (``services.purge``) until an archive holds them.
+    Those of the class that is told are kept from now on: the promise is in the database before
+    anybody hears of it, and binds the purge (``services.purge``) until an archive holds them.
+
+    Args:
+        references: SOP Class UID by SOP Instance UID.
+
+    Returns:
+        The same of what is here; another class than was told is no promise.
     """
+    held = {}
     with node.database.transaction() as session:
-        rows = session.scalars(
-            select(Instance)
-            .where(Instance.sop_instance_uid.in_(sop_instance_uids), Instance.purging_at.is_(None))
-            .with_for_update()
-        )
-        durable = [row for row in rows if node.instances.path(row.path).is_file()]
-        for row in durable:
-            row.committed_at = row.committed_at or node.now()
-        return {row.sop_instance_uid for row in durable}
+        for uids in _some_at_a_time(sorted(references)):
+            rows = session.scalars(
+                select(Instance)
+                .where(Instance.sop_instance_uid.in_(uids), Instance.purging_at.is_(None))
+                .with_for_update()
+            )
+            for row in rows:
+                uid, sop_class = row.sop_instance_uid, row.sop_class_uid
+                if node.instances.path(row.path).is_file():
+                    held[uid] = sop_class
+                    if references[uid] == sop_class:
+                        row.committed_at = row.committed_at or node.now()
+    return held
+
+
+def _some_at_a_time(uids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """A request may name more than a statement may (SQLite 32,766, PostgreSQL 65,535)."""
+    return (uids[at : at + AT_ONCE] for at in range(0, len(uids), AT_ONCE))
 
 
 def _head(arrival: Arrival) -> bytes:

@@ -685,11 +685,13 @@ def test_a_completed_procedure_step_tells_which_instances_belong_to_the_study() 
     ]
 
 
-def commitment_request(*uids: str) -> Dataset:
+def commitment_request(*uids: str, **others: str) -> Dataset:
+    """Of CT images; ``others`` are of the class they name."""
+    named = [(CT, uid) for uid in uids] + [(others[key], key) for key in others]
     return dicoms.item(
         TransactionUID="1.2.3.4",
         ReferencedSOPSequence=[
-            dicoms.item(ReferencedSOPClassUID=CT, ReferencedSOPInstanceUID=uid) for uid in uids
+            dicoms.item(ReferencedSOPClassUID=of, ReferencedSOPInstanceUID=uid) for of, uid in named
         ],
     )
 
@@ -714,22 +716,30 @@ def test_only_what_is_held_is_committed_on_the_modalitys_own_port(tmp_path: Path
         ):
             assert association.send_c_store(path).Status == 0x0000
             stored = inbox.received[0].sop_instance_uid
-            for uids in ((stored,), (stored, "1.9.9")):
+            requests = [
+                commitment_request(stored),
+                commitment_request(stored, "1.9.9"),
+                commitment_request(**{stored: dicoms.MR}),
+            ]
+            for request in requests:
                 answer, _ = association.send_n_action(
-                    commitment_request(*uids), 1, STORAGE_COMMITMENT, "1.2.840.10008.1.20.1.1"
+                    request, 1, STORAGE_COMMITMENT, "1.2.840.10008.1.20.1.1"
                 )
                 assert answer.Status == 0x0000
-            assert until(lambda: len(reports) == 2)
+            assert until(lambda: len(reports) == 3)
     finally:
         server.shutdown()
-    (all_type, everything), (some_type, something) = reports
-    assert (all_type, some_type) == (1, 2)
+    (all_type, everything), (some_type, something), (none_type, nothing) = reports
+    assert (all_type, some_type, none_type) == (1, 2, 2)
     assert everything.TransactionUID == "1.2.3.4"
     assert [i.ReferencedSOPInstanceUID for i in everything.ReferencedSOPSequence] == [stored]
     assert "FailedSOPSequence" not in everything
     (failed,) = something.FailedSOPSequence
     assert (failed.ReferencedSOPInstanceUID, failed.FailureReason) == ("1.9.9", 0x0112)
-    assert [e["instances"] for e in inbox.expected] == [[stored], [stored, "1.9.9"]]
+    (other,) = nothing.FailedSOPSequence
+    assert (other.ReferencedSOPInstanceUID, other.FailureReason) == (stored, 0x0119)
+    assert "ReferencedSOPSequence" not in nothing
+    assert [e["instances"] for e in inbox.expected] == [[stored], [stored, "1.9.9"], [stored]]
 
 
 def test_a_commitment_is_answered_again_where_the_modality_was_away() -> None:
@@ -802,6 +812,7 @@ def test_a_commitment_request_that_makes_no_sense_is_refused() -> None:
         assert act(commitment_request("1.2"), 2, push) == 0x0123
         assert act(commitment_request("1.2"), 1, "1.2.3") == 0x0112
         assert act(commitment_request(), 1, push) == 0x0115
+        assert act(commitment_request("1.2", **{"1.2": dicoms.MR}), 1, push) == 0x0115
     assert inbox.expected == []
 
 

@@ -70,6 +70,13 @@ def done(node: Node, tiny_bundle: Bundle, tmp_path: Path, clock: Clock) -> Itera
     yield keeping(node, instances=1, results=1, quarantine=1)
 
 
+def promise(node: Node) -> bool:
+    """Commit the only instance."""
+    row = one(node, Instance)
+    promised = {row.sop_instance_uid: row.sop_class_uid}
+    return receive.commit(node, promised) == promised
+
+
 def files(node: Node) -> tuple[int, int]:
     """Of instances and results, on the disk."""
     return len(list(node.instances.names())), len(list(node.results.names()))
@@ -248,7 +255,7 @@ def test_a_purge_that_was_cut_off_is_finished_at_the_next_start(
             purge.purge(done)
     row = one(done, Instance)
     assert (row.purging_at is not None, row.purged_at) == (True, None)
-    assert receive.commit(done, [row.sop_instance_uid]) == set()
+    assert receive.commit(done, {row.sop_instance_uid: row.sop_class_uid}) == {}
     assert reconcile(done)["missing"] == 0
     assert one(done, Instance).purged_at == clock.time
     assert files(done)[0] == 0
@@ -289,8 +296,7 @@ def test_what_comes_again_is_stored_where_the_held_one_is_purged_meanwhile(
 
 
 def test_what_was_committed_stays_without_an_archive(done: Node, clock: Clock) -> None:
-    uids = [one(done, Instance).sop_instance_uid]
-    assert receive.commit(done, uids) == set(uids)
+    assert promise(done)
     clock.pass_(1000 * DAY)
     told = purge.purge(done)
     assert (told.kept, told.files["instances"]) == ({purge.NOT_ARCHIVED: 1}, 0)
@@ -304,7 +310,7 @@ def test_what_was_committed_goes_once_the_archive_holds_it(
     image = dx_image()
     arrive(node, image)
     close_studies(node)
-    receive.commit(node, [str(image.SOPInstanceUID)])
+    assert promise(node)
     clock.pass_(2 * DAY)
     with orthanc(tmp_path, DicomAlwaysAllowFind=True) as archive:
         place = {"ae_title": archive.ae_title, "host": "127.0.0.1", "port": archive.port}
@@ -321,7 +327,7 @@ def test_what_was_committed_goes_once_the_archive_holds_it(
 def test_what_was_committed_stays_where_an_archive_cannot_be_asked(
     done: Node, clock: Clock
 ) -> None:
-    receive.commit(done, [one(done, Instance).sop_instance_uid])
+    assert promise(done)
     for name, host in (("a", "nowhere.invalid"), ("b", "127.0.0.1")):
         place = {"ae_title": "VNA", "host": host, "port": 1}
         registry.add_destination(done, name, "dimse", place, archive=True)
@@ -337,7 +343,7 @@ def test_an_archive_is_asked_over_tls(done: Node, clock: Clock, tmp_path: Path) 
         done, settings=done.settings.model_copy(update={"tls": ca.issue("n").settings()})
     )
     secure = server_context(ca.issue("pacs").settings())
-    receive.commit(node, [one(node, Instance).sop_instance_uid])
+    assert promise(node)
     clock.pass_(2 * DAY)
     with Pacs(tmp_path / "vna", finds=True, tls=secure) as vna:
         place = {"ae_title": AE_TITLE, "host": "127.0.0.1", "port": vna.port, "tls": True}
@@ -356,7 +362,7 @@ def test_what_came_again_with_other_content_is_asked_for_anew(done: Node, clock:
     changed = dx_image()
     changed.PixelData = bytes(len(changed.PixelData))
     arrive(done, changed)
-    assert receive.commit(done, [str(changed.SOPInstanceUID)])
+    assert promise(done)
     settle(done, Saying())
     clock.pass_(3 * DAY)
     assert purge.purge(done).kept == {purge.NOT_ARCHIVED: 1}

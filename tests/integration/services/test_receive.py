@@ -39,7 +39,8 @@ from dicom_node.store import database
 from dicom_node.store.database import CommitUnknown
 from dicom_node.store.tables import Association, Expectation, Instance, Quarantined, Study
 from tests.arrivals import all_of, arrive, count, encode, files_of, one, opened, request
-from tests.dicoms import ct_slice, dx_image, phantom, uid
+from tests.dicoms import CT, ct_slice, dx_image, phantom, uid
+from tests.dicoms import DX_PRESENTATION as DX
 from tests.nodes import Clock, make_node
 from tests.servers import Postgres
 
@@ -166,7 +167,7 @@ def test_the_same_bytes_again_are_acknowledged_and_change_nothing(node: Node, cl
 def test_the_same_bytes_take_the_place_of_a_held_file_that_is_gone(node: Node) -> None:
     arrive(node, dx_image())
     files_of(node)[0].unlink()
-    assert receive.commit(node, [str(dx_image().SOPInstanceUID)]) == set()
+    assert receive.commit(node, {str(dx_image().SOPInstanceUID): DX}) == {}
     assert arrive(node, dx_image()) == [Outcome.DUPLICATE]
     row = one(node, Instance)
     assert files_of(node) == [node.instances.path(row.path)]
@@ -505,8 +506,18 @@ def test_what_has_a_row_and_a_file_is_committed_and_the_row_says_so(node: Node) 
     arrive(node, *images)
     gone = one(node, Instance, Instance.sop_instance_uid == str(images[1].SOPInstanceUID))
     node.instances.remove(gone.path)
-    asked = [str(i.SOPInstanceUID) for i in images] + [uid("unknown")]
-    assert receive.commit(node, asked) == {asked[0], asked[2]}
-    assert receive.commit(node, []) == set()
+    first, lost, of_another_class = [str(i.SOPInstanceUID) for i in images]
+    asked = {first: DX, lost: DX, of_another_class: CT, uid("unknown"): DX}
+    assert receive.commit(node, asked) == {first: DX, of_another_class: DX}
+    assert receive.commit(node, {}) == {}
     promised = all_of(node, Instance, Instance.committed_at.is_not(None))
-    assert [row.sop_instance_uid for row in promised] == [asked[0], asked[2]]
+    assert [row.sop_instance_uid for row in promised] == [first]
+
+
+def test_more_may_be_asked_for_than_a_statement_may_name(node: Node) -> None:
+    image = dx_image()
+    arrive(node, image)
+    asked = {f"1.2.{number}": CT for number in range(70_000)} | {str(image.SOPInstanceUID): DX}
+    receive.expect(node, "storage commitment", None, list(asked))
+    assert one(node, Expectation).study_instance_uid == str(image.StudyInstanceUID)
+    assert receive.commit(node, asked) == {str(image.SOPInstanceUID): DX}
