@@ -88,6 +88,9 @@ def run(
     for picture in output.glob("*.png"):
         picture.unlink()
     output.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
+        say(f"reading {folder}")
+    own = {} if folder is None else _read(folder)
     with ExitStack() as stack:
         pacs_port = stack.enter_context(_pacs(output / "pacs"))
         node = _configure(output)
@@ -95,8 +98,9 @@ def run(
         stack.enter_context(_up(output / "node"))
         say("verifying and activating the models that come with it")
         _fill(node, pacs_port)
-        say("drawing two patients" if folder is None else f"reading {folder}")
-        studies = _gather(output, folder, drawing)
+        if not own:
+            say("drawing two patients")
+        studies = own or _draw(output / "sent", drawing)
         _wait_ready(node)
         closed: dict[str, float] = {}
         for uid, files in studies.items():
@@ -179,10 +183,12 @@ def _child(command: Sequence[str], **streams: object) -> Iterator[subprocess.Pop
             process.wait()
 
 
-def _gather(output: Path, folder: Path | None, drawing: patients.Drawing) -> dict[str, list[Path]]:
-    """The files to send, by study."""
-    if folder is None:
-        return _draw(output / "sent", drawing)
+def _read(folder: Path) -> dict[str, list[Path]]:
+    """The files to send, by study.
+
+    Raises:
+        NodeError: there are none.
+    """
     studies: dict[str, list[Path]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
