@@ -157,8 +157,12 @@ def data_sets() -> list[tuple[str, str, bytes]]:
     return [(s.sop_class, s.uid, s.data) for s in map(sent, images)]
 
 
-def conversations() -> list[list[bytes]]:
-    """Connections as their PDUs: what a peer says when it does not wait for answers."""
+def conversations(images: bool = True) -> list[list[bytes]]:
+    """Connections as their PDUs: what a peer says when it does not wait for answers.
+
+    Args:
+        images: one of them stores an image.
+    """
     (sop_class, instance, data), *_ = data_sets()
     begin, end = associate_rq(ALL_CONTEXTS), pdu(5, b"\0" * 4)
     commitment, step = Dataset(), Dataset()
@@ -177,10 +181,16 @@ def conversations() -> list[list[bytes]]:
     create = command_set(
         sop_class=MPPS, field=CREATE, message=1, data_set=SOME_DATA, sop_instance=uid("fuzz step")
     )
+    store = [
+        begin,
+        p_data(3, store_rq(sop_class, instance), command=True),
+        *fragments(3, data),
+        end,
+    ]
     return [
         [begin, end],
         [begin, p_data(1, echo_rq(), command=True), end],
-        [begin, p_data(3, store_rq(sop_class, instance), command=True), *fragments(3, data), end],
+        *([store] if images else []),
         [begin, p_data(7, action, command=True), *fragments(7, encoded(commitment, IMPLICIT)), end],
         [begin, p_data(9, create, command=True), *fragments(9, encoded(step, IMPLICIT)), end],
         [begin, pdu(7, b"\0" * 4)],
@@ -189,10 +199,12 @@ def conversations() -> list[list[bytes]]:
     ]
 
 
-class _Fuzzer:
-    def __init__(self, port: int, seed: int) -> None:
+class Fuzzer:
+    """One client; `talks` are what it says, where not `conversations`."""
+
+    def __init__(self, port: int, seed: int, talks: Sequence[list[bytes]] = ()) -> None:
         self.port, self.rng = port, random.Random(seed)
-        self.talks, self.images = conversations(), data_sets()
+        self.talks, self.images = talks or conversations(), data_sets()
         self.sent = self.connections = 0
         self.statuses: Counter[str] = Counter()
         self.held: list[str] = []
@@ -247,9 +259,9 @@ def fuzz(
     log_before = len(node.log_text())
     before = memory(listener), listener.num_threads()
     stop = threading.Event()
-    fuzzers = [_Fuzzer(node.port, seed * 1000 + n) for n in range(clients)]
+    fuzzers = [Fuzzer(node.port, seed * 1000 + n) for n in range(clients)]
 
-    def run(fuzzer: _Fuzzer) -> None:
+    def run(fuzzer: Fuzzer) -> None:
         while not stop.is_set() and sum(f.sent for f in fuzzers) < count:
             (fuzzer.connection if fuzzer.rng.random() < 0.9 else fuzzer.association)()
 

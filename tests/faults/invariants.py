@@ -164,11 +164,16 @@ def i2(node: Running, *studies: str) -> Problems:
         forms = by_job[job.id]
         if (job.state == JobState.DONE) != bool(forms) or any(n > 1 for n in forms.values()):
             problems.append(f"I2: job {job.id} is {job.state} and has results {dict(forms)}")
+    ours = select(Result.sop_instance_uid)
+    for row in node.rows(Instance, Instance.counts, Instance.sop_instance_uid.in_(ours)):
+        problems.append(f"I2: our own {row.sop_instance_uid} came back and counts as an image")
     return problems
 
 
 def i3(node: Running, came: Iterable[tuple[str, str]], *studies: str) -> Problems:
     """The PACS has each result, with one hash, and nothing else.
+
+    What it refused for good in one form it has in another: of the first it need not hold anything.
 
     Args:
         came: SOP Instance UID and SHA-256 of the data set of everything that the PACS was given.
@@ -176,7 +181,11 @@ def i3(node: Running, came: Iterable[tuple[str, str]], *studies: str) -> Problem
     """
     problems = []
     results = node.results(*studies) if studies else node.rows(Result)
-    expected = {r.sop_instance_uid: r for r in results}
+    deliveries = node.rows(Delivery)
+    states: dict[int, set[str]] = defaultdict(set)
+    for delivery in deliveries:
+        states[delivery.result_id].add(delivery.state)
+    expected = {r.sop_instance_uid: r for r in results if states[r.id] != {"replaced"}}
     every = {r.sop_instance_uid for r in node.rows(Result)}
     hashes: dict[str, set[str]] = defaultdict(set)
     for instance, digest in came:
@@ -189,7 +198,7 @@ def i3(node: Running, came: Iterable[tuple[str, str]], *studies: str) -> Problem
             problems.append(f"I3: {instance} is at the PACS as {hashes.get(instance)}")
     problems += [f"I3: the PACS got {i}, which is no result" for i in hashes.keys() - every]
     ids = {r.id for r in results}
-    for delivery in node.rows(Delivery):
+    for delivery in deliveries:
         if delivery.result_id in ids and delivery.state in {*UNDER_WAY, "dead"}:
             problems.append(
                 f"I3: delivery {delivery.id} is {delivery.state}: {delivery.last_answer}"
