@@ -1,4 +1,4 @@
-"""What keeps out who and what does not belong: rows 10 and 13 over TLS, row 27."""
+"""What keeps out who and what does not belong: rows 10 and 13 over TLS, 12 in pixels, 27."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ _TLS, _BUNDLES = "integration/test_tls.py::test_row_", "faults/test_rows_bundles
 _CONNECTIONS, _TRANSPORT = "dicom_node.listener.connections", "dicom_node.dimse.transport"
 _ADMISSION, _MODELS = "dicom_node.services.admission", "dicom_node.services.models"
 _BUNDLE = "inference.bundle"
+_PIXELS, _READING = "unit/inference/test_pixels.py::test_", "inference.reading"
 
 DEFENCES = [
     Defence(
@@ -30,6 +31,15 @@ DEFENCES = [
     ),
     Defence(
         10,
+        "a modality has a share of the places, where one was entered",
+        "integration/test_tls.py::test_a_modality_has_no_more_associations_than_its_own",
+        "dicom_node.listener.server",
+        "            if admission.maximum_associations is not None"
+        " and own >= admission.maximum_associations:",
+        "            if False:",
+    ),
+    Defence(
+        10,
         "a write has a deadline",
         "faults/test_rows_wire.py::test_row_10_who_holds_up_the_listener_is_cut_off_and_nobody_"
         "waits_for_him[pipelined flood]",
@@ -37,6 +47,32 @@ DEFENCES = [
         "self.socket.settimeout(max(deadline - time.monotonic(), 0.001))",
         "self.socket.settimeout(3600)",
         ((_TRANSPORT, '    if hasattr(socket, "TCP_USER_TIMEOUT"):', "    if False:"),),
+    ),
+    Defence(
+        12,
+        "declared pixels have a cap",
+        _PIXELS + "a_huge_image_is_refused_before_its_data_is_looked_at",
+        _READING,
+        "    if total > max_pixels:",
+        "    if False:",
+        ((_READING, "    if size > 4 * max_pixels:", "    if False:"),),
+    ),
+    Defence(
+        12,
+        "a codestream is as large as it was declared",
+        _PIXELS + "a_codestream_larger_than_declared_is_refused_before_decoding",
+        "inference.pixels",
+        "        if shape != (declared.rows, declared.columns, declared.samples):",
+        "        if False:",
+    ),
+    Defence(
+        13,
+        "who is turned away is in the audit trail",
+        "integration/test_audit_node.py::test_all_that_a_node_does_reaches_the_repository_and_"
+        "only_the_trail_names_the_patient",
+        "dicom_node.listener.node",
+        "        audit.refused(self._node, address, reason, calling)",
+        "        pass",
     ),
     Defence(
         13,

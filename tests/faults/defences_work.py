@@ -21,6 +21,15 @@ DEFENCES = [
         "Job.nudged_at.is_(None)",
     ),
     Defence(
+        14,
+        "a queue from which nobody takes is told",
+        "integration/services/test_canaries.py::"
+        "test_a_queue_that_is_no_longer_served_is_told_until_it_is[sqlite]",
+        "dicom_node.services.canaries",
+        "            for queue in sorted(self._watch.still(waited), key=str):",
+        "            for queue in ():",
+    ),
+    Defence(
         15,
         "a broker that forgot is told again",
         _SCHEDULING + "15_a_broker_that_forgets_everything_is_nudged_again",
