@@ -1,7 +1,9 @@
 """Fixtures that several test packages share: databases, nodes, bundles.
 
 ``database_url`` and ``node`` come once on SQLite and once on PostgreSQL; ``sqlite_node`` is for
-tests to which the database does not matter. Under pytest-xdist every worker has servers of its own.
+tests to which the database does not matter. With ``--database postgresql`` it and the nodes of
+``tests/node.py`` stand on PostgreSQL too, and what is marked ``sqlite`` is skipped. Under
+pytest-xdist every worker has servers of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +24,29 @@ if TYPE_CHECKING:
     from tests.nodes import Clock
 
 TEMPLATE = "migrated"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--database",
+        choices=("sqlite", "postgresql"),
+        default="sqlite",
+        help="on which nodes stand whose test does not say so itself",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("sqlite") and item.config.getoption("database") != "sqlite":
+        pytest.skip("is about SQLite itself")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _database_of_nodes(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("database") == "postgresql":
+        from tests import node as processes
+
+        server: Postgres = request.getfixturevalue("postgres_server")
+        processes.own_database = lambda: server.new_database(TEMPLATE)
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +120,10 @@ def node(database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Node]:
 
 
 @pytest.fixture
-def sqlite_node(sqlite_url: str, tmp_path: Path, clock: Clock) -> Iterator[Node]:
+def sqlite_node(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Node]:
     """A node for tests to which the database does not matter."""
-    yield from _node(sqlite_url, tmp_path, clock)
+    url = request.getfixturevalue(f"{request.config.getoption('database')}_url")
+    yield from _node(url, tmp_path, clock)
 
 
 def _node(url: str, folder: Path, clock: Clock) -> Iterator[Node]:

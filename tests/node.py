@@ -44,6 +44,10 @@ from tests.bundles import TRUST
 from tests.servers import answers_on, eventually, free_port, need
 
 COMMAND = Path(sys.executable).with_name("dicom-node")
+own_database: Callable[[], str] | None = None
+"""Gives each node that names no database the URL of an empty one; None: SQLite in its folder.
+
+``pytest --database postgresql`` sets it."""
 PATIENCE = 120.0
 """Seconds for anything that waits for a model: torch takes its time on a busy machine."""
 
@@ -328,6 +332,8 @@ def running(
     config = folder / "dicom-node.toml"
     settings = {"node_salt": "tests", "storage": {}, **alone(**sections)}
     settings["storage"] = {"folder": str(folder / "node-data"), **settings["storage"]}
+    if own_database:
+        settings["storage"].setdefault("database", own_database())
     config.write_text(toml(settings))
     node = Running(folder, config)
     upgraded = node.command("db", "upgrade")
