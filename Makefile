@@ -1,6 +1,7 @@
 # make demo          set up everything and run the main job (STUDY=folder takes your own DICOM files)
 # make test          set up everything and run all tests
 # make check         ruff, mypy, import-linter and the everyday tests: those without servers
+# make rows          the everyday tests of the fault matrix (DATABASE=postgresql: on that)
 # make figures       the measurements that README quotes
 # make digests       dicom_node/shipped.sha256 anew, after a change to the bundles that come with it
 # make soak          a node under load and a nemesis (MINUTES=30 DATABASE=sqlite|postgresql SEED=7)
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo view test check lint figures digests soak fuzz defences services clean
+.PHONY: demo view test check rows lint figures digests soak fuzz defences services clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dicom-node demo $(if $(STUDY),--study "$(STUDY)")
@@ -33,6 +34,16 @@ test: $(VENV)/.installed-dev services lint
 
 check: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" tests/unit
+
+# Those that hold seconds or bytes against a limit run alone, after the others.
+ROWS_OF_THE_MATRIX := $(shell grep -rl --include='test_*.py' 'def test_row_' tests)
+MEASURED := tests/faults/test_rows_wire.py tests/integration/test_tls.py
+EVERYDAY = -k test_row_ -m "not slow" --database $(DATABASE) --durations 10
+
+rows: $(VENV)/.installed-dev services
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(EVERYDAY) \
+		$(filter-out $(MEASURED),$(ROWS_OF_THE_MATRIX))
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(EVERYDAY) $(MEASURED)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ from dicom_node.store.tables import (
 )
 from tests import dicoms
 from tests.dicoms import uid
-from tests.faults.wire import Gone, Wire, encoded
+from tests.faults.wire import PATIENCE, Gone, Wire, encoded
 from tests.node import Running
 from tests.servers import eventually
 
@@ -100,10 +100,16 @@ class Ledger:
         return status
 
 
-def push(node: Running, *instances: Sent, port: int = 0, ledger: Ledger | None = None) -> list[int]:
+def push(
+    node: Running,
+    *instances: Sent,
+    port: int = 0,
+    ledger: Ledger | None = None,
+    patience: float = PATIENCE,
+) -> list[int]:
     """Send over one association; the statuses of those that were answered, noted in a ledger."""
     statuses = []
-    with suppress(Gone), Wire(port or node.port) as wire:
+    with suppress(Gone), Wire(port or node.port, patience) as wire:
         assert wire.associate(), f"rejected: {wire.rejection}"
         for instance in instances:
             status = wire.store(instance.sop_class, instance.uid, instance.data)

@@ -147,9 +147,9 @@ def _usual(node: Running) -> float:
 
 
 def _pace(node: Running, modalities: Modalities) -> None:
-    """Let modalities wait while the node has much to do."""
+    """Let modalities wait while the node has much to do, or owes them many an answer."""
     try:
-        busy = len(under_way(node)) > BACKLOG * 4
+        busy = len(modalities.owed) > BACKLOG or len(under_way(node)) > BACKLOG * 4
     except Exception:  # the database is away, which is the point
         return
     (modalities.waiting.set if busy else modalities.waiting.clear)()

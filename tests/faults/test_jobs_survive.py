@@ -15,7 +15,7 @@ from dicom_node.domain.delivery import ARRIVED
 from dicom_node.domain.job import JobState
 from dicom_node.store.tables import Delivery, Instance, Job, Result
 from tests.faults.conftest import Site
-from tests.faults.invariants import i5
+from tests.faults.invariants import i5, i6
 from tests.node import Running, maps_torch, seconds_since
 from tests.servers import eventually
 
@@ -197,7 +197,8 @@ def test_a_listener_that_is_killed_is_started_again(site: Site) -> None:
 
 
 def test_nothing_was_done_twice_and_no_file_is_left_over(site: Site) -> None:
-    """After all of the above; runs last in this file."""
+    """After all of the above, and of a fresh study that goes through; runs last in this file."""
+    assert not i6(site.node, 60)
     results = site.node.rows(Result)
     predictions = {job.prediction for job in site.node.rows(Job) if job.prediction}
     assert set(site.node.node.results.names()) == {r.path for r in results} | predictions
