@@ -23,6 +23,7 @@ with database.engine.connect() as connection:
         # Two that start together would both make the first table. On SQLite BEGIN IMMEDIATE lets
         # one in at a time. The lock ends with its connection, which goes back to no pool.
         connection.detach()
+        connection.execute(text("SET lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
         connection.commit()
     context.configure(

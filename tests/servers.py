@@ -25,6 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 import psycopg
 import pytest
 import redis
@@ -183,6 +184,21 @@ class Postgres:
     def start(self) -> None:
         self.server.start()
         self.server.wait_for(self.answers)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """None of its processes runs: the kernel takes what is sent, and nobody answers."""
+        first = psutil.Process(self.server.pid)
+        processes = [first]
+        try:
+            first.suspend()  # before it is asked for the others: it makes no more
+            processes += first.children()
+            for process in processes:
+                process.suspend()
+            yield
+        finally:
+            for process in processes:
+                process.resume()
 
     def answers(self) -> bool:
         with suppress(psycopg.OperationalError), self._connect():

@@ -24,8 +24,9 @@ def purge(
 ) -> None:
     """Remove files past their retention time that nothing needs; rows stay, and say when."""
     from dicom_node.services.purge import purge as run
+    from dicom_node.store.database import without_bound
 
-    with Progress(console=errors, transient=True, disable=json) as bar:
+    with without_bound(), Progress(console=errors, transient=True, disable=json) as bar:
         task = bar.add_task("looking at studies and results", total=None)
         told = run(node(), dry_run, lambda done, all_: bar.update(task, completed=done, total=all_))
     if json:

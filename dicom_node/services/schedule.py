@@ -28,6 +28,7 @@ from dicom_node.services.dispatch import DELIVER, INFER, Nudger
 from dicom_node.services.forms import without_layout
 from dicom_node.services.processes import Watch, alive, bury, gone_here
 from dicom_node.services.purge import finish, purge
+from dicom_node.store.database import without_bound
 from dicom_node.store.tables import (
     Delivery,
     Destination,
@@ -192,7 +193,8 @@ class Scheduler:
 
     def _purge_once(self) -> None:
         try:
-            purge(self._node)
+            with without_bound():
+                purge(self._node)
         except Exception as error:  # the next one may go through; the rounds go on
             reason = str(error) if isinstance(error, NodeError) else fault(error)
             log.error("purge broken off", reason=reason)

@@ -2,13 +2,15 @@
 
 SQLite: WAL, synchronous FULL (a commit is on disk when it returns), BEGIN IMMEDIATE for writers
 (a deferred transaction that upgrades fails at once, whatever the timeout). PostgreSQL: its own
-defaults. Errors that say "not now" leave as ``Unavailable``.
+defaults, but for how long it is waited for (``store.postgresql``). Errors that say "not now" leave
+as ``Unavailable``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,19 @@ from dicom_node.store.group import Group, Item, Result
 BUSY_SECONDS = 10
 """How long a writer waits for another before the database counts as away."""
 
+unbounded: ContextVar[bool] = ContextVar("unbounded", default=False)
+"""Whether answers are awaited as long as they take, in this thread."""
+
+
+@contextmanager
+def without_bound() -> Iterator[None]:
+    """For statements that may run for minutes and that nobody waits for: purges, migrations."""
+    before = unbounded.set(True)
+    try:
+        yield
+    finally:
+        unbounded.reset(before)
+
 
 def connect(url: str) -> Engine:
     """Make the engine; nothing is opened yet.
@@ -31,9 +46,9 @@ def connect(url: str) -> Engine:
         url: a SQLAlchemy URL of SQLite or PostgreSQL.
     """
     if not url.startswith("sqlite"):
-        return create_engine(
-            url, pool_pre_ping=True, pool_size=10, connect_args={"connect_timeout": 5}
-        )
+        from dicom_node.store import postgresql  # loads psycopg, which SQLite does without
+
+        return postgresql.connect(url, BUSY_SECONDS)
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=20)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 
 import migrations
 from dicom_node.errors import Unavailable
-from dicom_node.store.database import Database
+from dicom_node.store.database import Database, without_bound
 
 
 def head() -> str:
@@ -34,7 +34,8 @@ def upgrade(database: Database) -> str:
     Returns:
         The revision that it now has.
     """
-    command.upgrade(_config(database), "head")
+    with without_bound():
+        command.upgrade(_config(database), "head")
     return head()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -35,14 +37,14 @@ from dicom_node.services.context import Node
 from dicom_node.services.processes import bury
 from dicom_node.services.receive import Outcome, receive_instance
 from dicom_node.services.schedule import reconcile
-from dicom_node.store import database
+from dicom_node.store import database, postgresql
 from dicom_node.store.database import CommitUnknown
 from dicom_node.store.tables import Association, Expectation, Instance, Quarantined, Study
 from tests.arrivals import all_of, arrive, count, encode, files_of, one, opened, request
 from tests.dicoms import CT, ct_slice, dx_image, phantom, uid
 from tests.dicoms import DX_PRESENTATION as DX
 from tests.nodes import Clock, make_node
-from tests.servers import Postgres
+from tests.servers import Postgres, eventually
 
 
 def compressed(dataset: Dataset, syntax: str = RLELossless, **options: Any) -> Dataset:
@@ -377,6 +379,68 @@ def test_a_server_that_is_away_is_unavailable(
         postgres_server.start()
     assert nothing_kept(postgresql_node)
     assert receive_instance(postgresql_node, request(dx_image(), association)) is Outcome.STORED
+
+
+@pytest.mark.timeout(40)  # it waits without end where the defence is out
+def test_row_05_a_locked_table_is_unavailable_and_no_file_stays(
+    postgresql_url: str,
+    postgres_server: Postgres,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody holds it for longer than a writer waits; all that come meanwhile hear so."""
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.5)
+    node = make_node(
+        tmp_path / "n",
+        storage={"folder": tmp_path / "n", "database": postgresql_url},
+        listener={"reserve_mb": 0},
+    )
+    association, began = opened(node), time.monotonic()
+    images = [request(dx_image(number=n), association) for n in range(8)]
+    with node.database.engine.connect() as other:
+        other.execute(text("LOCK TABLE studies IN ACCESS EXCLUSIVE MODE"))  # not met before T1
+        told = in_parallel([partial(receive_instance, node, image) for image in images])
+        other.execute(text("LOCK TABLE instances IN ACCESS EXCLUSIVE MODE"))
+        told += in_parallel([partial(receive_instance, node, image) for image in images])
+    assert [type(one) for one in told] == [Unavailable] * 16
+    assert time.monotonic() - began < 20
+    assert nothing_kept(node)
+    assert [receive_instance(node, image) for image in images] == [Outcome.STORED] * 8
+
+
+@pytest.mark.timeout(40)  # as above
+@pytest.mark.parametrize("word", ["INSERT INTO studies", "COMMIT"])
+def test_row_05_a_frozen_server_is_unavailable_and_in_the_commit_unknown(
+    postgresql_node: Node, postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """It takes what it is sent and answers nothing; once it goes on, it finds the COMMIT there."""
+    node, association, left = postgresql_node, opened(postgresql_node), [word]
+    monkeypatch.setattr(postgresql, "SILENT_SECONDS", 1.0)
+    with ExitStack() as frozen:
+
+        def freeze(here: str) -> None:
+            if left and here.startswith(left[0]):
+                left.clear()
+                frozen.enter_context(postgres_server.frozen())
+
+        @event.listens_for(node.database.engine, "before_cursor_execute")
+        def in_statement(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            freeze(statement)
+
+        @event.listens_for(node.database.engine, "commit")
+        def in_commit(_: Any) -> None:
+            freeze("COMMIT")
+
+        with pytest.raises(Unavailable, match="answered nothing") as caught:
+            receive_instance(node, request(dx_image(), association))
+    unknown = word == "COMMIT"
+    assert isinstance(caught.value, CommitUnknown) is unknown
+    assert len(files_of(node)) == unknown
+    if unknown:
+        eventually(lambda: count(node, Instance) == 1, 10)
+    again = receive_instance(node, request(dx_image(), association))
+    assert again is (Outcome.DUPLICATE if unknown else Outcome.STORED)
+    assert (count(node, Instance), len(files_of(node))) == (1, 1)
 
 
 def cut_before(node: Node, server: Postgres, word: str) -> None:

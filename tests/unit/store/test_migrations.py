@@ -3,10 +3,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -18,9 +20,11 @@ from sqlalchemy.orm import Session
 import migrations
 from dicom_node.domain.profile import DEFAULT
 from dicom_node.errors import Unavailable
-from dicom_node.store import migrate
+from dicom_node.store import database as module
+from dicom_node.store import migrate, postgresql
 from dicom_node.store.database import Database
 from dicom_node.store.tables import Base, JobDestination, Result
+from tests.servers import Postgres
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -98,6 +102,23 @@ def test_an_upgrade_that_is_killed_half_way_leaves_the_old_schema(
     assert tables(empty) <= {"alembic_version"}
     migrate.upgrade(empty)
     migrate.require_head(empty)
+
+
+def test_an_upgrade_waits_for_another_longer_than_work_does(
+    postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(postgresql, "SILENT_SECONDS", 0.2)
+    database = Database(postgres_server.new_database())
+    with psycopg.connect(
+        host=str(postgres_server.folder), user="postgres", dbname=database.engine.url.database
+    ) as other:
+        other.execute("SELECT pg_advisory_lock(11112)")
+        threading.Timer(1, other.close).start()
+        migrate.upgrade(database)
+    monkeypatch.undo()
+    migrate.require_head(database)
+    database.engine.dispose()
 
 
 def enter(connection: Connection, table: str, **values: object) -> None:
