@@ -16,11 +16,13 @@ from typing import Any
 import structlog
 from sqlalchemy import ColumnElement, select, update
 
+from dicom_node.destinations.answers import LONGEST_WAIT
 from dicom_node.destinations.build import build
 from dicom_node.domain.delivery import wait
 from dicom_node.errors import DestinationClosed
 from dicom_node.services.alerts import alert_once, resolve_alerts
 from dicom_node.services.context import Node
+from dicom_node.services.moments import has_come
 from dicom_node.settings import DeliverySettings
 from dicom_node.store.tables import Destination
 
@@ -33,6 +35,13 @@ log = structlog.get_logger(__name__)
 def is_open() -> ColumnElement[bool]:
     """For queries that join destinations: it may be tried."""
     return Destination.closed_until.is_(None)
+
+
+def is_over(node: Node) -> ColumnElement[bool]:
+    """For queries: it is closed, and its time is over."""
+    settings = node.settings.delivery
+    longest = max(settings.backoff_max, 4 * settings.timeout, LONGEST_WAIT)
+    return has_come(Destination.closed_until, node.now(), timedelta(seconds=longest))
 
 
 def failed(node: Node, destination_id: int, why: DestinationClosed, jitter: float) -> None:
@@ -63,8 +72,7 @@ def answered(node: Node, destination_id: int) -> None:
 def to_probe(node: Node) -> set[int]:
     """Closed destinations whose time is over."""
     with node.database.reading() as session:
-        over = select(Destination.id).where(Destination.closed_until <= node.now())
-        return set(session.scalars(over))
+        return set(session.scalars(select(Destination.id).where(is_over(node))))
 
 
 def probe(node: Node, destination_id: int, jitter: Callable[[], float]) -> bool:
@@ -72,7 +80,7 @@ def probe(node: Node, destination_id: int, jitter: Callable[[], float]) -> bool:
     settings, now = node.settings.delivery, node.now()
     with node.database.reading() as session:
         row = session.get_one(Destination, destination_id)
-    if row.closed_until is None or row.closed_until > now:
+    if row.closed_until is None or destination_id not in to_probe(node):
         return row.closed_until is None
     # The claim is a later time: whoever dies now leaves the next probe to the others.
     claimed_until = now + timedelta(seconds=4 * settings.timeout)

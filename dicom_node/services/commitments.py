@@ -15,8 +15,9 @@ from typing import Any
 
 import structlog
 from pydicom.uid import generate_uid
-from sqlalchemy import Select, or_, select, update
+from sqlalchemy import ColumnElement, Select, or_, select, update
 from sqlalchemy.orm import Session, aliased, selectinload
+from sqlalchemy.orm.util import AliasedClass
 
 from dicom_node.destinations import commitment as scu
 from dicom_node.destinations.build import build
@@ -34,6 +35,7 @@ from dicom_node.domain.delivery import (
 from dicom_node.errors import DeliveryFailed, DestinationClosed, Retry
 from dicom_node.services import breaker, confirmations
 from dicom_node.services.context import Node
+from dicom_node.services.moments import has_come
 from dicom_node.services.send import item_of
 from dicom_node.store.tables import (
     Commitment,
@@ -64,6 +66,14 @@ class _Doubted:
 def first_question(terms: Terms, now: datetime) -> datetime | None:
     """When a delivery that arrived now is first asked about; None: it is not."""
     return None if terms.commitment is Confirmation.NONE else now + SOON
+
+
+def is_due(
+    node: Node, delivery: type[Delivery] | AliasedClass[Delivery] = Delivery
+) -> ColumnElement[bool]:
+    """For queries: its destination is to be asked about it now."""
+    longest = max(_patience(node), timedelta(seconds=node.settings.delivery.backoff), SOON)
+    return has_come(delivery.confirm_at, node.now(), longest)
 
 
 def due(node: Node) -> set[int]:
@@ -130,7 +140,7 @@ def _askable(node: Node) -> Select[Delivery]:
 
     So all of it is asked about under one transaction.
     """
-    other, result, now = aliased(Delivery), aliased(Result), node.now()
+    other, result = aliased(Delivery), aliased(Result)
     unfinished = (
         select(other.id)
         .join(result, result.id == other.result_id)
@@ -139,7 +149,7 @@ def _askable(node: Node) -> Select[Delivery]:
             other.destination_id == Delivery.destination_id,
             or_(
                 other.state.in_((DeliveryState.PENDING, DeliveryState.SENDING)),
-                (other.state == DeliveryState.SENT) & (other.confirm_at > now),
+                (other.state == DeliveryState.SENT) & ~is_due(node, other),
             ),
         )
         .exists()
@@ -150,7 +160,7 @@ def _askable(node: Node) -> Select[Delivery]:
         .join(Destination)
         .where(
             Delivery.state == DeliveryState.SENT,
-            Delivery.confirm_at <= now,
+            is_due(node),
             breaker.is_open(),
             ~unfinished,
         )

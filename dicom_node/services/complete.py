@@ -29,6 +29,7 @@ from dicom_node.domain.study import (
 from dicom_node.errors import Unavailable
 from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.context import Node
+from dicom_node.services.moments import has_come
 from dicom_node.services.registry import model_version, rules_in_force
 from dicom_node.settings import CompletionSettings
 from dicom_node.store.tables import (
@@ -59,7 +60,9 @@ def close_studies(node: Node) -> int:
     """
     with node.database.reading() as session:
         due = session.scalars(
-            select(Study.id).where(Study.state == StudyState.OPEN, Study.check_at <= node.now())
+            select(Study.id).where(
+                Study.state == StudyState.OPEN, has_come(Study.check_at, node.now(), LOOK_AGAIN)
+            )
         ).all()
     made = 0
     for study in due:
@@ -92,7 +95,7 @@ def _look_at(node: Node, study_id: int) -> int:
             _hold(session, study, node.now())
             return 0
         rules = rules_in_force(session)
-        evidence = _evidence(session, node.settings.completion, study, counting, rules)
+        evidence = _evidence(session, node, study, counting, rules)
         judgement = completion.judge(evidence, node.now())
         if judgement.answer is Answer.WAIT:
             soon = node.now() + LOOK_AGAIN
@@ -149,11 +152,17 @@ def _hold(session: Session, study: Study, now: datetime) -> None:
 
 def _evidence(
     session: Session,
-    settings: CompletionSettings,
+    node: Node,
     study: Study,
     counting: Sequence[Instance],
     rules: Sequence[Rule],
 ) -> Evidence:
+    settings, now = node.settings.completion, node.now()
+    longest = timedelta(seconds=settings.hard_cap)
+    # The clock was set back since: what is waited for begins now, not when it is there again.
+    study.opened_at, study.last_at = (
+        now if at > now + longest else at for at in (study.opened_at, study.last_at)
+    )
     fresh = [i for i in counting if i.received_at >= study.opened_at]
     associations = {i.association_id for i in fresh}
     sending, closed_at = session.execute(
@@ -162,6 +171,8 @@ def _evidence(
             func.max(Association.closed_at),
         ).where(Association.id.in_(associations))
     ).one()
+    if closed_at and closed_at > now + longest:
+        closed_at = study.last_at
     quiet, quiet_rule = max(
         (_quiet_for(settings, facts_from(instance)) for instance in fresh),
         default=(settings.default_quiet, "default"),
@@ -176,7 +187,7 @@ def _evidence(
         quiet_rule=quiet_rule,
         whole_radiographs=bool(fresh)
         and all(i.facts["modality"] in settings.single_image_modalities for i in fresh),
-        hard_cap=timedelta(seconds=settings.hard_cap),
+        hard_cap=longest,
     )
 
 

@@ -51,7 +51,7 @@ from dicom_node.errors import (
 from dicom_node.services import audit, breaker, claims, commitments, forms
 from dicom_node.services.alerts import alert_once, fault, resolve_alerts
 from dicom_node.services.context import Node
-from dicom_node.services.deliveries import subject_of
+from dicom_node.services.deliveries import is_due, subject_of
 from dicom_node.services.headers import patient_of
 from dicom_node.services.processes import beating
 from dicom_node.services.send import item_of
@@ -242,8 +242,7 @@ def _sendable(node: Node) -> Select[Delivery]:
         .join(Destination)
         .where(
             breaker.is_open(),
-            Delivery.state == DeliveryState.PENDING,
-            Delivery.next_at <= node.now(),
+            is_due(node),
             Study.state != StudyState.HELD,
             ~blocked,
         )

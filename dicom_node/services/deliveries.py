@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import exists, select
+from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.orm import Session, joinedload
 
+from dicom_node.destinations.answers import LONGEST_WAIT
+from dicom_node.domain.delivery import DeliveryState
 from dicom_node.domain.profile import form_of
 from dicom_node.errors import NotFound
 from dicom_node.services.context import Node
+from dicom_node.services.moments import has_come
 from dicom_node.store.tables import Commitment, CommitmentItem, Delivery, Job, Result, Revision
+
+
+def is_due(node: Node) -> ColumnElement[bool]:
+    """For queries: it is to be sent, and now."""
+    longest = timedelta(seconds=max(node.settings.delivery.backoff_max, LONGEST_WAIT))
+    pending = Delivery.state == DeliveryState.PENDING
+    return pending & has_come(Delivery.next_at, node.now(), longest)
 
 
 def list_deliveries(node: Node, state: str | None = None, limit: int = 100) -> list[dict[str, Any]]:

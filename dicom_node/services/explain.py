@@ -17,7 +17,7 @@ from dicom_node.domain.job import JobState
 from dicom_node.domain.study import StudyState
 from dicom_node.services.context import Node
 from dicom_node.services.deliveries import delivery_row, subject_of
-from dicom_node.services.jobs import destination_row, job_row
+from dicom_node.services.jobs import PATIENCE, destination_row, job_row
 from dicom_node.services.studies import find, series_rows
 from dicom_node.store.tables import (
     Alert,
@@ -143,7 +143,7 @@ def _job_waits(job: Job, now: datetime, roles: set[str]) -> str:
         return ""
     if job.revision.study.state == StudyState.HELD:
         return "an administrator's decision on the study"
-    if job.not_before and job.not_before > now:
+    if job.not_before and now < job.not_before <= now + PATIENCE:
         return f"its next attempt in {(job.not_before - now).total_seconds():.0f} s"
     if "worker" not in roles:
         return "a worker: none is running"

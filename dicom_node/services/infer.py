@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from dicom_node import faults
@@ -24,6 +24,7 @@ from dicom_node.errors import ResultError, Unavailable
 from dicom_node.services import claims, forms
 from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.context import Node
+from dicom_node.services.jobs import PATIENCE, is_ready
 from dicom_node.services.predictions import Told, keep, new_context
 from dicom_node.store.database import CommitUnknown
 from dicom_node.store.files import Stored
@@ -32,8 +33,6 @@ from inference.errors import BundleError, ReadingError
 from inference.reading import read_files
 from inference.types import ImageStack, Prediction
 
-PATIENCE = timedelta(seconds=60)
-"""How long a job waits that could not be run for want of its model or of space."""
 SOON = timedelta(seconds=5)
 """How long one waits whose database was away amid its run."""
 
@@ -152,9 +151,8 @@ def _claim(node: Node, queues: Sequence[str]) -> list[Claimed]:
         .join(Revision)
         .join(Study)
         .where(
-            Job.state == JobState.READY,
+            is_ready(now),
             Job.queue.in_(queues),
-            or_(Job.not_before.is_(None), Job.not_before <= now),
             Study.state != StudyState.HELD,
         )
         .order_by(Job.due_at, Job.id)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from dicom_node.domain.job import JobState, Priority, after, due_at
 from dicom_node.domain.profile import describe, form_of
 from dicom_node.errors import InvalidTransition, NotFound
 from dicom_node.services.context import Node
+from dicom_node.services.moments import has_come
 from dicom_node.store.tables import Job, JobDestination, JobInput, Model, Revision, Study
+
+PATIENCE = timedelta(seconds=60)
+"""How long a job waits at most: one that could not be run for want of its model or of space."""
+
+
+def is_ready(now: datetime) -> ColumnElement[bool]:
+    """For queries: it waits for a worker, and for nothing else."""
+    waits = Job.not_before.is_not(None) & ~has_come(Job.not_before, now, PATIENCE)
+    return (Job.state == JobState.READY) & ~waits
 
 
 def list_jobs(node: Node, state: str | None = None, limit: int = 100) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ in the database says which one acts.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Hashable
 from datetime import timedelta
@@ -19,13 +20,15 @@ from sqlalchemy.exc import IntegrityError
 from dicom_node.domain.delivery import DeliveryState
 from dicom_node.domain.job import JobState
 from dicom_node.errors import NodeError
-from dicom_node.services import breaker
+from dicom_node.services import breaker, commitments, deliveries
 from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.canaries import Canaries
 from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
 from dicom_node.services.dispatch import DELIVER, INFER, Nudger
 from dicom_node.services.forms import without_layout
+from dicom_node.services.jobs import is_ready
+from dicom_node.services.moments import has_come
 from dicom_node.services.processes import Watch, alive, bury, gone_here
 from dicom_node.services.purge import finish, purge
 from dicom_node.store.database import without_bound
@@ -52,7 +55,7 @@ class Scheduler:
         self._node, self._nudger = node, nudger
         lease = node.settings.worker.lease
         self._leases, self._processes, self._rival = Watch(lease), Watch(lease), Watch(lease)
-        self._nudged: dict[str, Any] = {}
+        self._nudged_at = -math.inf
         self._sure_until = 0.0
         self._purged_at = time.monotonic()
         self._purging: Thread | None = None
@@ -202,12 +205,9 @@ class Scheduler:
     def _nudge(self) -> None:
         """Say at once what has become ready, and again what still waits."""
         node, now = self._node, self._node.now()
-        again = now - timedelta(seconds=node.settings.scheduler.nudge_after)
-        ready = (
-            (Job.state == JobState.READY)
-            & (Job.not_before.is_(None) | (Job.not_before <= now))
-            & (Job.nudged_at.is_(None) | (Job.nudged_at <= again))
-        )
+        after = timedelta(seconds=node.settings.scheduler.nudge_after)
+        again = has_come(Job.nudged_at, now - after, longest=after)
+        ready = is_ready(now) & (Job.nudged_at.is_(None) | again)
         with node.database.reading() as session:
             queues = session.execute(
                 select(Job.queue, func.count()).where(ready).group_by(Job.queue)
@@ -218,14 +218,11 @@ class Scheduler:
                     .join(Destination)
                     .where(
                         breaker.is_open(),
-                        (Delivery.confirm_at <= now)
-                        | ((Delivery.state == DeliveryState.PENDING) & (Delivery.next_at <= now)),
+                        commitments.is_due(node) | deliveries.is_due(node),
                     )
                     .limit(1)
                 )
-                or session.scalar(
-                    select(Destination.id).where(Destination.closed_until <= now).limit(1)
-                )
+                or session.scalar(select(Destination.id).where(breaker.is_over(node)).limit(1))
                 or session.execute(without_layout().limit(1)).first()
             )
         for queue, count in queues:
@@ -237,12 +234,9 @@ class Scheduler:
                         .values(nudged_at=now)
                         .execution_options(synchronize_session=False)
                     )
-        if (
-            due
-            and self._nudged.get(DELIVER, again) <= again
-            and self._nudger.nudge(DELIVER, "deliver")
-        ):
-            self._nudged[DELIVER] = now
+        wait = time.monotonic() - self._nudged_at < after.total_seconds()
+        if due and not wait and self._nudger.nudge(DELIVER, "deliver"):
+            self._nudged_at = time.monotonic()
 
 
 def sweep(node: Node) -> int:

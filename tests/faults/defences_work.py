@@ -9,6 +9,9 @@ _INFERRING = "integration/services/test_infer.py::test_row_"
 _CONFINED, _SURVIVE = "integration/test_confined.py::test_row_", "faults/test_jobs_survive.py::"
 _CLAIMS, _INFER = "dicom_node.services.claims", "dicom_node.services.infer"
 _SCHEDULE, _CHILD = "dicom_node.services.schedule", "dicom_node.worker.confined"
+_JUMPS = (
+    _SCHEDULING + "20_a_wall_clock_that_jumps_a_day_stops_no_work_and_makes_no_storm[sqlite-back]"
+)
 
 DEFENCES = [
     Defence(
@@ -17,7 +20,7 @@ DEFENCES = [
         _SCHEDULING
         + "14_a_nudge_that_dies_with_whoever_took_it_or_was_to_send_it_is_sent_again[sqlite]",
         _SCHEDULE,
-        "(Job.nudged_at.is_(None) | (Job.nudged_at <= again))",
+        "(Job.nudged_at.is_(None) | again)",
         "Job.nudged_at.is_(None)",
     ),
     Defence(
@@ -34,7 +37,7 @@ DEFENCES = [
         "a broker that forgot is told again",
         _SCHEDULING + "15_a_broker_that_forgets_everything_is_nudged_again",
         _SCHEDULE,
-        "(Job.nudged_at.is_(None) | (Job.nudged_at <= again))",
+        "(Job.nudged_at.is_(None) | again)",
         "Job.nudged_at.is_(None)",
     ),
     Defence(
@@ -159,6 +162,30 @@ DEFENCES = [
         "        still = self._processes.still({p.id: p.beat for p in processes})",
         "        still = {\n            p.id for p in processes"
         " if p.beat_at + timedelta(seconds=20) < self._node.now()\n        }",
+    ),
+    Defence(
+        20,
+        "a nudge of tomorrow counts as lost",
+        _JUMPS,
+        _SCHEDULE,
+        "has_come(Job.nudged_at, now - after, longest=after)",
+        "Job.nudged_at <= now - after",
+    ),
+    Defence(
+        20,
+        "a wait that is longer than any counts as over",
+        _JUMPS,
+        "dicom_node.services.deliveries",
+        "has_come(Delivery.next_at, node.now(), longest)",
+        "(Delivery.next_at <= node.now())",
+    ),
+    Defence(
+        20,
+        "a study's waits begin anew where the clock was set back",
+        _JUMPS,
+        "dicom_node.services.complete",
+        "now if at > now + longest else at for at in",
+        "at for at in",
     ),
     Defence(
         30,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -28,11 +29,21 @@ from dicom_node.services.processes import Watch, alive, beating, bury, place
 from dicom_node.services.receive import receive_instance
 from dicom_node.services.schedule import Scheduler, reconcile
 from dicom_node.settings import BrokerSettings
-from dicom_node.store.tables import Association, Delivery, Instance, Job, Lease, Process, Result
+from dicom_node.store.tables import (
+    Association,
+    Delivery,
+    Destination,
+    Instance,
+    Job,
+    Lease,
+    Process,
+    Result,
+    Study,
+)
 from inference.bundle import Bundle
 from inference.types import Prediction
 from tests.arrivals import all_of, arrive, count, files_of, one, opened, request
-from tests.dicoms import dx_image
+from tests.dicoms import ct_series, dx_image
 from tests.nodes import Clock, add_bundle
 from tests.servers import Redis, eventually, redis_server
 
@@ -282,6 +293,48 @@ def test_row_20_a_wall_clock_that_jumps_a_day_takes_nothing_back(
     assert {p.id for p in alive(running)} == {"worker", running.id}
 
 
+@pytest.mark.parametrize("jump", [86_400, -86_400], ids=["forward", "back"])
+def test_row_20_a_wall_clock_that_jumps_a_day_stops_no_work_and_makes_no_storm(
+    working: Node, ticks: Ticks, clock: Clock, tmp_path: Path, jump: int
+) -> None:
+    """Everything that waits for a moment, or for a nudge that was lost, goes on after one try."""
+    notes, soon = Notes(), clock.time + timedelta(seconds=60)
+    mine = scheduler(working, notes)
+    registry.add_destination(working, "closed", "folder", {"path": str(tmp_path / "closed")})
+    arrive(working, dx_image(patient_id="sent later"))
+    close_studies(working)
+    run_jobs(working, Saying(), ("any",))
+    arrive(working, dx_image(patient_id="nudge lost"), dx_image(patient_id="put off"))
+    close_studies(working)
+    last = all_of(working, Job)[-1]
+    with working.database.transaction() as session:
+        session.execute(update(Job).where(Job.id == last.id).values(not_before=soon))
+        session.execute(update(Delivery).values(next_at=soon, attempts=1))
+        closed = update(Destination).where(Destination.name == "closed")
+        session.execute(closed.values(closed_until=soon, failures=3))
+    mine.round()
+    arrive(working, *ct_series(2))
+    mine.round()
+    assert notes.said == [("infer", "any")]
+    clock.pass_(jump)
+    for _ in range(3):
+        ticks.now += 1
+        beat(working, working.id)
+        mine.round()
+    assert Counter(notes.said[1:]) == {("infer", "any"): 2, ("deliver", "deliver"): 1}
+    assert run_jobs(working, Saying(), ("any",)) == 2
+    deliver(working)
+    assert [row.state for row in all_of(working, Delivery)] == ["sent"] * 3
+    assert one(working, Destination, Destination.name == "closed").closed_until is None
+    clock.pass_(jump)  # each was to be asked about in a second
+    deliver(working)
+    assert [row.state for row in all_of(working, Delivery)] == ["confirmed"] * 3
+    mine.round()
+    clock.pass_(31)  # the quiet of a CT, from the moment at which the jump was seen
+    mine.round()
+    assert [row.state for row in all_of(working, Study)] == ["closed"] * 4
+
+
 def test_the_job_of_a_worker_that_ended_is_taken_back_at_once(running: Node, ticks: Ticks) -> None:
     bury(running, ["worker"])
     notes = Notes()
@@ -339,30 +392,35 @@ def test_the_associations_of_a_listener_that_fell_silent_keep_no_study_waiting(
 def test_ready_work_is_nudged_at_once_and_again_while_it_waits(
     working: Node, ticks: Ticks, clock: Clock
 ) -> None:
+    def later(seconds: float) -> None:
+        clock.pass_(seconds)
+        ticks.now += seconds
+        beat(working, working.id)
+
     notes = Notes()
     mine = scheduler(working, notes)
     arrive(working, dx_image())
     mine.round()
     assert notes.said == [("infer", "any")]
     mine.round()
-    clock.pass_(9)
+    later(9)
     mine.round()
     assert len(notes.said) == 1
-    clock.pass_(1)
+    later(1)
     mine.round()
     assert notes.said == [("infer", "any")] * 2
     run_jobs(working, Saying(), ("any",))
     mine.round()
     assert notes.said[2:] == [("deliver", "deliver")]
-    clock.pass_(10)
+    later(10)
     mine.round()
     assert notes.said[2:] == [("deliver", "deliver")] * 2
     deliver(working)
-    clock.pass_(10)
+    later(10)
     mine.round()
     assert notes.said[2:] == [("deliver", "deliver")] * 3  # to ask whether it is held
     deliver(working)
-    clock.pass_(100)
+    later(100)
     mine.round()
     assert len(notes.said) == 5
 
