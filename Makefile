@@ -21,29 +21,25 @@ demo: $(VENV)/.installed
 view: $(VENV)/.installed-dev services
 	@$(BIN)/python -m tests.viewer.view $(if $(STUDY),"$(STUDY)")
 
-# These measure no time and share no server, so two run side by side, a thread each; the rest must
-# not be hurried.
-SIDE_BY_SIDE := tests/unit tests/integration/services $(addprefix \
-	tests/integration/test_,taught.py cli.py destination_dicomweb.py destination_dimse.py) \
-	$(addprefix tests/acceptance/test_,judges.py foreign_objects.py same_bytes.py \
-	shipped_models.py viewer.py)
+# What holds seconds or bytes against a limit runs alone, after the others, which run two side by
+# side, a thread each.
+ALONE := tests/benchmarks tests/faults/test_rows_wire.py tests/faults/test_shutdown.py \
+	$(addprefix tests/integration/test_,listener.py tls.py)
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test: $(VENV)/.installed-dev services lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
-	$(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
+	$(SIDE_BY_SIDE) $(addprefix --ignore=,$(ALONE))
+	$(BIN)/pytest $(ALONE)
 
 check: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" tests/unit
+	$(SIDE_BY_SIDE) -m "not slow" tests/unit
 
-# Those that hold seconds or bytes against a limit run alone, after the others.
-ROWS_OF_THE_MATRIX := $(shell grep -rl --include='test_*.py' 'def test_row_' tests)
-MEASURED := tests/faults/test_rows_wire.py tests/integration/test_tls.py
+ROWS := $(shell grep -rl --include='test_*.py' 'def test_row_' tests)
 EVERYDAY = -k test_row_ -m "not slow" --database $(DATABASE) --durations 10
 
 rows: $(VENV)/.installed-dev services
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(EVERYDAY) \
-		$(filter-out $(MEASURED),$(ROWS_OF_THE_MATRIX))
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(EVERYDAY) $(MEASURED)
+	$(SIDE_BY_SIDE) $(EVERYDAY) $(filter-out $(ALONE),$(ROWS))
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(EVERYDAY) $(filter $(ALONE),$(ROWS))
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
-from pynetdicom import AE, _config, evt
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
@@ -30,6 +30,7 @@ from pynetdicom.dsutils import split_dataset
 from pynetdicom.pdu import A_ASSOCIATE_RJ, A_ASSOCIATE_RQ, P_DATA_TF
 
 from dicom_node.dimse.contexts import MPPS, STORAGE_COMMITMENT, VERIFICATION
+from dicom_node.dimse.transport import RequestorAE
 from dicom_node.errors import (
     ConflictingInstance,
     IdentifierProblem,
@@ -75,11 +76,9 @@ def associated(
     calling: str = "ANY-SCU",
     note: Callable[[Any], None] = lambda _: None,
 ) -> Iterator[Association]:
-    _config.STORE_SEND_CHUNKED_DATASET = True
-    ae = AE(calling)
+    ae = RequestorAE(calling, 10)  # pynetdicom's own loses an answer now and then on a busy machine
     for sop_class, syntaxes in contexts or ((VERIFICATION, []), (CT, [])):
         ae.add_requested_context(sop_class, syntaxes or [ExplicitVRLittleEndian])
-    ae.acse_timeout = ae.dimse_timeout = ae.connection_timeout = 10
     handlers: Any = [(evt.EVT_PDU_RECV, note)]
     association = ae.associate("127.0.0.1", port, ae_title=called, evt_handlers=handlers)
     try:
