@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,11 +49,18 @@ def lacking(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+_PORTS = cycle(range(10_000, 30_000))
+for _ in range(os.getpid() * 97 % 20_000):  # each process of the tests begins elsewhere
+    next(_PORTS)
+
+
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port that nobody listens on now, and that the system gives to nobody unasked."""
+    for port in _PORTS:
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports go round")
 
 
 def answers_on(port: int) -> bool:
