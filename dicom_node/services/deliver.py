@@ -27,6 +27,7 @@ import structlog
 from pydicom import dcmread
 from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session, aliased, selectinload
+from sqlalchemy.sql.base import ExecutableOption
 
 from dicom_node import faults
 from dicom_node.audit import messages, who
@@ -250,11 +251,10 @@ def _sendable(node: Node) -> Select[Delivery]:
 
 
 def _claim(node: Node, destination_id: int, at_once: int) -> list[_Sending]:
-    study = selectinload(Delivery.result).selectinload(Result.job).selectinload(Job.revision)
     query = (
         _sendable(node)
         .where(Delivery.destination_id == destination_id)
-        .options(study.selectinload(Revision.study), selectinload(Delivery.destination))
+        .options(*_loaded())
         .order_by(Job.due_at, Job.id, Result.position)
         .limit(at_once)
     )
@@ -267,6 +267,32 @@ def _claim(node: Node, destination_id: int, at_once: int) -> list[_Sending]:
             for row in rows
             if claims.claim(session, node, row, DeliveryState.PENDING, DeliveryState.SENDING)
         ]
+
+
+def _loaded() -> tuple[ExecutableOption, ...]:
+    """What `_sending` reads."""
+    job = selectinload(Delivery.result).selectinload(Result.job)
+    study = job.selectinload(Job.revision).selectinload(Revision.study)
+    return study, selectinload(Delivery.destination)
+
+
+def take_back(node: Node, seen: Delivery, jitter: Callable[[], float] = random.random) -> None:
+    """A delivery whose sender is gone, or stood still: its attempt counts as one that failed.
+
+    Args:
+        node: of whom nobody sends it any more.
+        seen: as it was when that was judged; one that has moved since is left alone.
+        jitter: 0..1, for waits.
+    """
+    query = select(Delivery).where(
+        Delivery.id == seen.id, Delivery.token == seen.token, Delivery.beat == seen.beat
+    )
+    with node.database.reading() as session:
+        row = session.scalar(query.options(*_loaded()))
+        sending = row and _sending(node, row)
+    if sending:
+        lost = DeliveryFailed("its sender died or was frozen", Retry.LATER)
+        _record(node, sending, lost, jitter)
 
 
 def _sending(node: Node, row: Delivery) -> _Sending:

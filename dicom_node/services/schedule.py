@@ -25,6 +25,7 @@ from dicom_node.services.alerts import alert_once, fault
 from dicom_node.services.canaries import Canaries
 from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
+from dicom_node.services.deliver import take_back
 from dicom_node.services.dispatch import DELIVER, INFER, Nudger
 from dicom_node.services.forms import without_layout
 from dicom_node.services.jobs import is_ready
@@ -141,7 +142,7 @@ class Scheduler:
             if isinstance(row, Job):
                 self._release_job(row)
             else:
-                self._release_delivery(row)
+                take_back(node, row)
 
     def _release_job(self, job: Job) -> None:
         node = self._node
@@ -168,20 +169,6 @@ class Scheduler:
                 text = f"its worker died {job.attempts} times; `dicom-node jobs retry {job.id}`"
                 alert_once(session, node.now(), "job dead", f"job {job.id}", text)
         log.warning("job taken back", job=job.id, attempt=job.attempts, dead=last)
-
-    def _release_delivery(self, delivery: Delivery) -> None:
-        with self._node.database.transaction() as session:
-            session.execute(
-                update(Delivery)
-                .where(
-                    Delivery.id == delivery.id,
-                    Delivery.state == DeliveryState.SENDING,
-                    Delivery.token == delivery.token,
-                    Delivery.beat == delivery.beat,
-                )
-                .values(state=DeliveryState.PENDING, token=Delivery.token + 1, owner=None)
-            )
-        log.warning("delivery taken back", delivery=delivery.id)
 
     def _purge(self) -> None:
         """Beside the rounds: an archive that is slow to answer must hold up no study."""

@@ -116,8 +116,17 @@ DEFENCES = [
         _DELIVERY
         + "25_a_sender_that_is_killed_at_a_step_leaves_nothing_lost_and_nothing_altered[claimed]",
         _SCHEDULE,
-        "                self._release_delivery(row)",
+        "                take_back(node, row)",
         "                pass",
+    ),
+    Defence(
+        25,
+        "what kills its senders is given up",
+        "integration/services/test_schedule.py::test_row_25_a_delivery_that_kills_its_senders_goes_"
+        "to_the_dead_letters[sqlite]",
+        "dicom_node.services.deliver",
+        "        row.attempts >= settings.attempts and not isinstance(outcome, Untried)",
+        "        False",
     ),
     Defence(
         25,

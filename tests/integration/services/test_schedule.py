@@ -365,12 +365,37 @@ def test_a_delivery_is_taken_back_and_arrives(
     with working.database.transaction() as session:
         session.execute(update(Delivery).values(state="sending", owner="gone", token=1, attempts=1))
     scheduler(working).round()
-    assert one(working, Delivery).state == "pending"
+    row = one(working, Delivery)
+    assert (row.state, row.last_answer) == ("pending", "its sender died or was frozen")
+    assert deliver(working) == 0  # it may have been at fault: not at once, as after any failure
+    clock.pass_(working.settings.delivery.backoff)
     deliver(working)
     assert (one(working, Delivery).state, one(working, Delivery).attempts) == ("sent", 2)
 
 
 def test_the_associations_of_a_listener_that_fell_silent_keep_no_study_waiting(
+def test_row_25_a_delivery_that_kills_its_senders_goes_to_the_dead_letters(
+    working: Node, ticks: Ticks, clock: Clock
+) -> None:
+    """It was counted before it was sent; others go on."""
+    arrive(working, dx_image(patient_id="kills"), dx_image(patient_id="goes on"))
+    close_studies(working)
+    run_jobs(working, Saying(), ("any",))
+    first = all_of(working, Delivery)[0]
+    last = working.settings.delivery.attempts
+    with working.database.transaction() as session:
+        values = {"state": "sending", "owner": "gone", "token": 1, "attempts": last}
+        session.execute(update(Delivery).where(Delivery.id == first.id).values(values))
+    scheduler(working).round()
+    deliver(working)
+    rows = all_of(working, Delivery)
+    assert [row.state for row in rows] == ["dead", "sent"]
+    assert rows[0].attempts == last
+    (alert,) = list_alerts(working)
+    assert (alert["kind"], alert["subject"]) == ("delivery dead", f"delivery {first.id}")
+    assert "its sender died or was frozen" in alert["text"]
+
+
     working: Node, ticks: Ticks, clock: Clock
 ) -> None:
     listener = entered(working, "listener")
