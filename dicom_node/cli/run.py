@@ -107,7 +107,7 @@ def scheduler() -> None:
     from dicom_node.errors import Unavailable
     from dicom_node.services import audit
     from dicom_node.services.dispatch import Nudger
-    from dicom_node.services.schedule import Scheduler, reconcile
+    from dicom_node.services.schedule import Scheduler
 
     chosen = settings()
     telemetry.configure(chosen.log, "scheduler")
@@ -115,8 +115,8 @@ def scheduler() -> None:
     stop = threading.Event()
     on_signals(stop.set)
     with registered(node), audit.shipping(node):
-        reconcile(node)
         rounds = Scheduler(node, Nudger(chosen))
+        rounds.reconcile()
         while not stop.wait(chosen.scheduler.interval):
             try:
                 rounds.round()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from datetime import timedelta
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -43,8 +44,8 @@ from dicom_node.store.tables import (
     Result,
 )
 
-OLD_ENOUGH = timedelta(hours=1)
-"""After which a file without a row belongs to no running reception."""
+GRACE = 3600.0
+"""Seconds after which a file that still has no row belongs to no running reception."""
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +60,9 @@ class Scheduler:
         self._nudged_at = -math.inf
         self._sure_until = 0.0
         self._purged_at = time.monotonic()
-        self._purging: Thread | None = None
+        self._nameless: dict[Path, float] = {}
+        self._reconciled_at = time.monotonic()
+        self._tidying: Thread | None = None
         self._canaries = Canaries(node, nudger)
 
     def round(self) -> bool:
@@ -70,9 +73,14 @@ class Scheduler:
         self._take_back()
         close_studies(self._node)
         self._nudge()
-        self._purge()
+        self._tidy()
         self._canaries.round()
         return True
+
+    def reconcile(self) -> None:
+        """At start: hold disk and database against each other; the rounds come back to it."""
+        self._reconciled_at = time.monotonic()
+        reconcile(self._node, self._nameless)
 
     def _is_ours(self) -> bool:
         """Hold or take the lease; a rival that is gone, or whose beat stands still, has lost it."""
@@ -170,24 +178,31 @@ class Scheduler:
                 alert_once(session, node.now(), "job dead", f"job {job.id}", text)
         log.warning("job taken back", job=job.id, attempt=job.attempts, dead=last)
 
-    def _purge(self) -> None:
-        """Beside the rounds: an archive that is slow to answer must hold up no study."""
-        settings = self._node.settings.retention
-        busy = self._purging is not None and self._purging.is_alive()
-        due = time.monotonic() - self._purged_at >= settings.interval
-        if settings.anything and due and not busy:
-            self._purged_at = time.monotonic()
-            # A daemon: the process may end at any moment, and `finish` completes what it left.
-            self._purging = Thread(target=self._purge_once, name="purge", daemon=True)
-            self._purging.start()
+    def _tidy(self) -> None:
+        """Purge at its interval; reconcile again once what had no row has had its time for one."""
+        now, settings = time.monotonic(), self._node.settings.retention
+        if self._tidying is not None and self._tidying.is_alive():
+            return
+        if settings.anything and now - self._purged_at >= settings.interval:
+            self._purged_at = now
+            self._beside("purge", lambda: purge(self._node))
+        elif self._nameless and now - self._reconciled_at >= GRACE:
+            self._beside("reconciliation", self.reconcile)
 
-    def _purge_once(self) -> None:
-        try:
-            with without_bound():
-                purge(self._node)
-        except Exception as error:  # the next one may go through; the rounds go on
-            reason = str(error) if isinstance(error, NodeError) else fault(error)
-            log.error("purge broken off", reason=reason)
+    def _beside(self, name: str, do: Callable[[], object]) -> None:
+        """Beside the rounds: a slow archive or a million files must hold up no study."""
+
+        def once() -> None:
+            try:
+                with without_bound():
+                    do()
+            except Exception as error:  # the next one may go through; the rounds go on
+                reason = str(error) if isinstance(error, NodeError) else fault(error)
+                log.error(f"{name} broken off", reason=reason)
+
+        # A daemon: the process may end at any moment, and `finish` completes what a purge left.
+        self._tidying = Thread(target=once, name=name, daemon=True)
+        self._tidying.start()
 
     def _nudge(self) -> None:
         """Say at once what has become ready, and again what still waits."""
@@ -232,15 +247,22 @@ def sweep(node: Node) -> int:
     return sum(folder.sweep(living) for folder in (node.instances, node.results))
 
 
-def reconcile(node: Node) -> dict[str, int]:
-    """At start: hold disk and database against each other, both ways.
+def reconcile(node: Node, nameless: dict[Path, float] | None = None) -> dict[str, int]:
+    """Hold disk and database against each other, both ways.
 
-    Temporary files of the dead go, and files that no row names once they are old enough that no
-    reception can still be about to name them. A row without its file raises an alert, unless the
-    file was purged; a purge that was cut off is finished.
+    Temporary files of the dead go, and files that no row named `GRACE` seconds ago and none names
+    now: no reception can still be about to name them, whatever the clock says. A row without its
+    file raises an alert, unless the file was purged; a purge that was cut off is finished.
+
+    Args:
+        node: whose.
+        nameless: files without a row, and when by our monotonic clock they were seen first: told of
+            those before, left with those of now. None where nobody looks again.
     """
     finish(node)
     found = {"temporary": sweep(node), "orphans": 0, "missing": 0}
+    # Before the rows: what is there and is named meanwhile is found named.
+    present = {folder: set(folder.names()) for folder in (node.instances, node.results)}
     with node.database.reading() as session:
         instances = set(session.scalars(select(Instance.path).where(Instance.purging_at.is_(None))))
         quarantined = set(
@@ -249,13 +271,21 @@ def reconcile(node: Node) -> dict[str, int]:
         results = set(session.scalars(select(Result.path).where(Result.purging_at.is_(None))))
         kept = session.scalars(select(Job.prediction).where(Job.prediction.is_not(None)))
         results |= {name for name in kept if name}
+    seen = {} if nameless is None else nameless
+    known, now = dict(seen), time.monotonic()
+    seen.clear()
     for folder, named in ((node.instances, instances | quarantined), (node.results, results)):
-        present = set(folder.names())
-        for name in present - named:
-            if node.now() - folder.modified(name) > OLD_ENOUGH:
+        for name in present[folder] - named:
+            path = folder.path(name)
+            first = known.get(path, now)
+            if now - first < GRACE:
+                seen[path] = first
+            else:
                 folder.remove(name)
                 found["orphans"] += 1
-        for name in named - present:
+        for name in named - present[folder]:
+            if folder.path(name).exists():  # it came after we had looked
+                continue
             found["missing"] += 1
             with node.database.transaction() as session:
                 alert_once(session, node.now(), "file missing", name[:64], "a row names this file")

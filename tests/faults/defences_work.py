@@ -188,6 +188,14 @@ DEFENCES = [
         "at for at in",
     ),
     Defence(
+        20,
+        "a file's age is counted from when it was seen, by no clock that jumps",
+        _SCHEDULING + "20_a_clock_that_jumps_while_a_commit_waits_costs_no_file[sqlite]",
+        _SCHEDULE,
+        "            if now - first < GRACE:",
+        "            if (node.now() - folder.modified(name)).total_seconds() < GRACE:",
+    ),
+    Defence(
         30,
         "what was not stored is not acknowledged",
         "faults/test_rows_studies.py::test_row_30_a_minute_of_everything_at_random",

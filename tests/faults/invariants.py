@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -38,6 +38,7 @@ from dicom_node.store.tables import (
     Study,
 )
 from tests import dicoms
+from tests.arrivals import files_of
 from tests.dicoms import uid
 from tests.faults.wire import PATIENCE, Gone, Wire, encoded
 from tests.node import Running
@@ -222,8 +223,8 @@ def i4(node: Running, patience: float = 30.0) -> Problems:
     """No orphan files, rows or temporary files.
 
     Temporary files of the dead are the scheduler's to find, which takes as long as a lease. A file
-    without a row is nobody's after an hour only: all of them are made old, and the node's own
-    reconciliation is run, as it is at each start.
+    without a row is nobody's after an hour only: the node's own reconciliation is run as if all of
+    them had been seen an hour ago.
     """
     problems = []
     for folder in (node.node.instances, node.node.results):
@@ -231,11 +232,7 @@ def i4(node: Running, patience: float = 30.0) -> Problems:
         while (left := temporary(folder.root)) and time.monotonic() < until:
             time.sleep(0.2)
         problems += [f"I4: temporary file {path.name}" for path in left]
-    for folder in (node.node.instances, node.node.results):
-        for name in folder.names():
-            with suppress(OSError):
-                os.utime(folder.path(name), (time.time() - 7200,) * 2)
-    reconcile(node.node)
+    reconcile(node.node, dict.fromkeys(files_of(node.node), -math.inf))
     named = {
         node.node.instances: {row.path for row in node.rows(Instance)}
         | {row.path for row in node.rows(Quarantined)},

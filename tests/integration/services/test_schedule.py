@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import threading
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from dicom_node.domain.routing import parse_rules
 from dicom_node.errors import ConflictingInstance, Unavailable
@@ -26,7 +27,7 @@ from dicom_node.services.deliver import deliver
 from dicom_node.services.dispatch import Nudger
 from dicom_node.services.infer import run_jobs
 from dicom_node.services.processes import Watch, alive, beating, bury, place
-from dicom_node.services.receive import receive_instance
+from dicom_node.services.receive import Outcome, receive_instance
 from dicom_node.services.schedule import Scheduler, reconcile
 from dicom_node.settings import BrokerSettings
 from dicom_node.store.tables import (
@@ -373,7 +374,6 @@ def test_a_delivery_is_taken_back_and_arrives(
     assert (one(working, Delivery).state, one(working, Delivery).attempts) == ("sent", 2)
 
 
-def test_the_associations_of_a_listener_that_fell_silent_keep_no_study_waiting(
 def test_row_25_a_delivery_that_kills_its_senders_goes_to_the_dead_letters(
     working: Node, ticks: Ticks, clock: Clock
 ) -> None:
@@ -396,6 +396,7 @@ def test_row_25_a_delivery_that_kills_its_senders_goes_to_the_dead_letters(
     assert "its sender died or was frozen" in alert["text"]
 
 
+def test_the_associations_of_a_listener_that_fell_silent_keep_no_study_waiting(
     working: Node, ticks: Ticks, clock: Clock
 ) -> None:
     listener = entered(working, "listener")
@@ -548,8 +549,26 @@ def test_row_15_a_broker_that_is_gone_costs_its_timeout_and_nothing_else(
 # -- disk and database ---------------------------------------------------------------------------
 
 
+def test_row_20_a_clock_that_jumps_while_a_commit_waits_costs_no_file(
+    node: Node, clock: Clock
+) -> None:
+    """A scheduler starts just then, and sees a file that is a day old and has no row."""
+    association, left = opened(node), [1]
+
+    @event.listens_for(node.database.engine, "commit")
+    def jump(_: Any) -> None:
+        if left:
+            left.clear()
+            clock.pass_(86_400)
+            reconcile(node)
+
+    assert receive_instance(node, request(dx_image(), association)) is Outcome.STORED
+    assert not left
+    assert [node.instances.path(one(node, Instance).path)] == files_of(node)
+
+
 def test_disk_and_database_are_held_against_each_other_both_ways(
-    working: Node, clock: Clock
+    working: Node, ticks: Ticks
 ) -> None:
     arrive(working, dx_image(number=1), dx_image(number=2))
     close_studies(working)
@@ -564,11 +583,15 @@ def test_disk_and_database_are_held_against_each_other_both_ways(
     mine = working.instances.root / "incoming" / f"{working.id}.0123"
     dead.write_bytes(b"half")
     mine.write_bytes(b"half")
-    assert reconcile(working) == {"temporary": 1, "orphans": 0, "missing": 0}
+    seen: dict[Path, float] = {}
+    assert reconcile(working, seen) == {"temporary": 1, "orphans": 0, "missing": 0}
+    ticks.now += 3599
+    assert reconcile(working, seen)["orphans"] == 0
     assert all(path.exists() for path in orphans)  # somebody may be about to name them
-    clock.pass_(3700)
-    assert reconcile(working)["orphans"] == 2
+    ticks.now += 1
+    assert reconcile(working, seen)["orphans"] == 2
     assert files_of(working) == sorted([*kept, mine])
+    assert seen == {}
     gone = [all_of(working, Instance)[0].path, all_of(working, Result)[0].path]
     working.instances.remove(gone[0])
     working.results.remove(gone[1])
@@ -580,11 +603,25 @@ def test_disk_and_database_are_held_against_each_other_both_ways(
     assert len(list_alerts(working)) == 2
 
 
-def test_what_is_in_quarantine_is_no_orphan(sqlite_node: Node, clock: Clock) -> None:
+def test_what_had_no_row_at_the_start_is_removed_an_hour_later(
+    working: Node, ticks: Ticks, clock: Clock
+) -> None:
+    mine = scheduler(working)
+    left = working.instances.path(working.instances.write(".dcm", b"", b"nobody's").name)
+    mine.reconcile()
+    clock.pass_(86_400)
+    mine.round()
+    ticks.now += 3600
+    assert left.exists()
+    beat(working, working.id)
+    mine.round()
+    eventually(lambda: not left.exists(), 10)
 
+
+def test_what_is_in_quarantine_is_no_orphan(sqlite_node: Node) -> None:
     arrive(sqlite_node, dx_image(sop_uid="1.2.3"))
     with pytest.raises(ConflictingInstance):
         arrive(sqlite_node, dx_image(sop_uid="1.2.3", KVP="80"))
-    clock.pass_(3700)
-    assert reconcile(sqlite_node) == {"temporary": 0, "orphans": 0, "missing": 0}
+    seen = dict.fromkeys(files_of(sqlite_node), -math.inf)
+    assert reconcile(sqlite_node, seen) == {"temporary": 0, "orphans": 0, "missing": 0}
     assert len(files_of(sqlite_node)) == 2
