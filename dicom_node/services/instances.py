@@ -128,6 +128,7 @@ def _swap(session: Session, node: Node, row: Quarantined) -> None:
     held.facts = asdict(facts)
     held.sop_class_uid, held.series_instance_uid = facts.sop_class_uid, facts.series_instance_uid
     held.patient_id, held.patient_issuer = patient.patient_id, patient.issuer
+    held.archived_at = None  # what an archive told was told of the other bytes
     row.received_at, held.received_at = held.received_at, now
     if {(one.patient_id, one.patient_issuer) for one in study.instances} == {
         (patient.patient_id, patient.issuer)

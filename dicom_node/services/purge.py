@@ -45,8 +45,11 @@ from dicom_node.store.tables import (
 log = structlog.get_logger(__name__)
 
 NOT_ARCHIVED = "committed to a modality, and no archive says that it holds it"
+WHICH = "committed to a modality, and came with other content: no archive says which it holds"
 FOR_EVER = "nothing else holds it"
 Row = Instance | Result | Quarantined
+
+_TWO_CONTENTS = select(Quarantined.id).where(Quarantined.instance_id == Instance.id).exists()
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Told:
         dry_run: nothing was removed.
         files: by kind: instances, results, predictions, quarantine.
         size: bytes of them; predictions not counted.
-        kept: studies or results that stay, by reason.
+        kept: studies, results of a job or instances in quarantine that stay, by reason.
     """
 
     dry_run: bool
@@ -172,14 +175,16 @@ def _purge_study(node: Node, study_id: int, keep: timedelta, told: Told) -> None
         study = session.get_one(Study, study_id)
         reason = why_kept(_facts(session, study), node.now(), keep)
         rows = [row for row in study.instances if row.purging_at is None]
+        twice = select(Instance.id).where(Instance.study_id == study_id, _TWO_CONTENTS)
+        unclear = {row.id for row in rows if row.committed_at} & set(session.scalars(twice))
     if reason:
         told.kept[reason] += 1
         return
+    rows = [row for row in rows if row.id not in unclear]
     owed = [row for row in rows if row.committed_at and not row.archived_at]
     archived = _archived(node, owed)
     unsafe = {row.id for row in owed if row.sop_instance_uid not in archived}
-    if unsafe:
-        told.kept[NOT_ARCHIVED] += 1
+    told.kept += Counter({WHICH: bool(unclear), NOT_ARCHIVED: bool(unsafe)})
     rows = [row for row in rows if row.id not in unsafe]
     if not told.dry_run:
         with node.database.transaction() as session:
@@ -204,7 +209,7 @@ def _mark_images(
             Instance.study_id == study_id,
             Instance.purging_at.is_(None),
             # Committed a moment ago: its row changes under the same lock of the row.
-            Instance.committed_at.is_(None) | Instance.archived_at.is_not(None),
+            Instance.committed_at.is_(None) | Instance.archived_at.is_not(None) & ~_TWO_CONTENTS,
         )
         .with_for_update()
         .execution_options(populate_existing=True)
@@ -329,12 +334,20 @@ def _purge_job(node: Node, job_id: int, told: Told) -> None:
 
 
 def _purge_quarantine(node: Node, before: datetime, told: Told) -> None:
-    """What was settled long enough ago; the rest waits for a decision."""
-    settled = select(Quarantined).where(
-        Quarantined.resolved_at <= before, Quarantined.purging_at.is_(None)
+    """What was settled long enough ago; the rest waits for a decision.
+
+    Where its UID was committed it stays: it may have been the held one then.
+    """
+    settled = (
+        select(Quarantined)
+        .join(Instance)
+        .where(Quarantined.resolved_at <= before, Quarantined.purging_at.is_(None))
     )
     with node.database.transaction() as session:
-        rows = list(session.scalars(settled.with_for_update()))
+        promised = settled.where(Instance.committed_at.is_not(None))
+        told.kept += Counter({WHICH: len(session.scalars(promised).all())})
+        free = settled.where(Instance.committed_at.is_(None))
+        rows = list(session.scalars(free.with_for_update(of=Quarantined)))
         if not told.dry_run:
             for row in rows:
                 row.purging_at = node.now()

@@ -8,9 +8,27 @@ _DELIVERY = "faults/test_rows_delivery.py::test_row_"
 _COMMITMENTS = "integration/services/test_commitments.py::test_row_"
 _BREAKER, _STATUS = "dicom_node.services.breaker", "dicom_node.dimse.status"
 _DELIVER, _SCHEDULE = "dicom_node.services.deliver", "dicom_node.services.schedule"
+_PURGE, _PROMISE = "dicom_node.services.purge", "integration/services/test_purge.py::test_row_"
 _ASKING, _TOLD = "dicom_node.services.commitments", "dicom_node.services.confirmations"
 
 DEFENCES = [
+    Defence(
+        9,
+        "a committed UID with two contents keeps the one in quarantine",
+        _PROMISE + "09_of_what_was_committed_no_content_goes_by_the_word_of_an_archive",
+        _PURGE,
+        "        free = settled.where(Instance.committed_at.is_(None))",
+        "        free = settled",
+    ),
+    Defence(
+        9,
+        "a committed UID with two contents keeps the one that is held",
+        _PROMISE + "09_of_what_was_committed_no_content_goes_by_the_word_of_an_archive",
+        _PURGE,
+        " & set(session.scalars(twice))",
+        " & set()",
+        ((_PURGE, " & ~_TWO_CONTENTS,", ","),),
+    ),
     Defence(
         21,
         "a destination that is away is left alone",
@@ -109,6 +127,14 @@ DEFENCES = [
                 "DOUBTED = ARRIVED",
             ),
         ),
+    ),
+    Defence(
+        24,
+        "what is committed is not purged before an archive confirms that it holds it",
+        _PROMISE + "24_what_was_committed_stays_without_an_archive",
+        _PURGE,
+        "    unsafe = {row.id for row in owed if row.sop_instance_uid not in archived}",
+        "    unsafe = set()",
     ),
     Defence(
         25,

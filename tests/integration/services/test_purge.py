@@ -18,7 +18,7 @@ from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
 from dicom_node.services.deliver import retry_delivery
 from dicom_node.services.infer import run_jobs
-from dicom_node.services.instances import resolve_instance
+from dicom_node.services.instances import Keep, resolve_instance
 from dicom_node.services.receive import Outcome
 from dicom_node.services.schedule import reconcile
 from dicom_node.settings import RetentionSettings
@@ -37,7 +37,7 @@ from tests.arrivals import all_of, arrive, count, one, opened, request
 from tests.audit import audited, event
 from tests.certificates import Authority
 from tests.dicoms import dx_image, save, uid
-from tests.nodes import Clock, add_bundle, route, settle
+from tests.nodes import Clock, add_bundle, route, settle, store
 from tests.pacs import AE_TITLE, Pacs
 from tests.servers import orthanc
 
@@ -295,7 +295,7 @@ def test_what_comes_again_is_stored_where_the_held_one_is_purged_meanwhile(
     assert done.instances.path(row.path).is_file()
 
 
-def test_what_was_committed_stays_without_an_archive(done: Node, clock: Clock) -> None:
+def test_row_24_what_was_committed_stays_without_an_archive(done: Node, clock: Clock) -> None:
     assert promise(done)
     clock.pass_(1000 * DAY)
     told = purge.purge(done)
@@ -367,6 +367,32 @@ def test_what_came_again_with_other_content_is_asked_for_anew(done: Node, clock:
     clock.pass_(3 * DAY)
     assert purge.purge(done).kept == {purge.NOT_ARCHIVED: 1}
     assert files(done)[0] == 1
+
+
+@pytest.mark.parametrize("keep", ["new", "old"])
+def test_row_09_of_what_was_committed_no_content_goes_by_the_word_of_an_archive(
+    done: Node, clock: Clock, tmp_path: Path, keep: Keep
+) -> None:
+    """It holds something of that UID; which of the two, a query does not tell."""
+    assert promise(done)
+    changed = dx_image()
+    changed.PixelData = bytes(len(changed.PixelData))
+    with done.database.transaction() as session:
+        session.get_one(Instance, 1).archived_at = clock.time
+    assert store(done, [changed]) == ["held with other content"]
+    resolve_instance(done, 1, keep)
+    assert (one(done, Instance).archived_at is None) == (keep == "new"), "told of other bytes"
+    clock.pass_(60)
+    settle(done, Saying())
+    clock.pass_(1000 * DAY)
+    with Pacs(tmp_path / "vna", finds=True) as vna:
+        send(vna, changed, tmp_path)
+        place = {"ae_title": AE_TITLE, "host": "127.0.0.1", "port": vna.port}
+        registry.add_destination(done, "vna", "dimse", place, archive=True)
+        told = purge.purge(done)
+    assert told.kept == {purge.WHICH: 2}
+    assert (told.files["instances"], told.files["quarantine"]) == (0, 0)
+    assert files(done)[0] == 2
 
 
 def send(archive: Any, image: Dataset, folder: Path) -> None:
