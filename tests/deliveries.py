@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from numpy.typing import ArrayLike
 from sqlalchemy import select
 
 from dicom_node.domain.routing import parse_rules
@@ -50,9 +51,9 @@ def routed(node: Node, bundle: Bundle, *destinations: str) -> None:
     registry.apply_rules(node, parse_rules({"rule": [rule]}))
 
 
-def analysed(node: Node, *patients: str) -> None:
+def analysed(node: Node, *patients: str, pixels: ArrayLike | None = None) -> None:
     """A SEG and a report of a new study of each, waiting to be sent."""
-    arrive(node, *(dx_image(patient_id=name) for name in patients))
+    arrive(node, *(dx_image(pixels, patient_id=name) for name in patients))
     close_studies(node)
     engines, ran = WarmEngines(node), 0
     while done := run_jobs(node, engines, ("any",)):

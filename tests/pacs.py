@@ -101,6 +101,7 @@ class Pacs:
             refuses it, or `Do.ABORT`; HERE when they are used up; None: it is not offered.
         finds: whether it answers queries, for all that it keeps but what is `lost`.
         tls: with what it speaks TLS; None: without.
+        narrow: it takes little at a time: some kilobytes that it has not read fill the connection.
 
     Attributes:
         lost: Failure Reason by SOP Instance UID of what it says it does not hold.
@@ -120,6 +121,7 @@ class Pacs:
         commits: Iterable[Report | Do | int] | None = None,
         finds: bool = False,
         tls: ssl.SSLContext | None = None,
+        narrow: bool = False,
     ) -> None:
         self.commits = None if commits is None else list(commits)
         self.asked: list[Asked] = []
@@ -146,7 +148,7 @@ class Pacs:
         if finds:
             contexts.append(build_context(STUDY_ROOT))
         self._contexts = contexts
-        self._wanted_port, self._tls = port, tls
+        self._wanted_port, self._tls, self._narrow = port, tls, narrow
         self._server: Any = None
 
     @property
@@ -168,6 +170,11 @@ class Pacs:
                 (evt.EVT_C_FIND, self._find),
             ],
         )
+        if self._narrow:  # accepted connections have it from the listening socket
+            listening = self._server.socket
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            # The sender's buffer is some segments long, and on the loopback they are of 64 KiB.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
         return self
 
     def __exit__(

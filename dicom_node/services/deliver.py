@@ -116,11 +116,11 @@ def deliver(node: Node, jitter: Callable[[], float] = random.random) -> int:
     Returns:
         How many deliveries were attempted.
     """
-    forms.lay_out_waiting(node)
     attempted, until = 0, time.monotonic() + LONG_ENOUGH
     running: dict[tuple[str, int, int], Future[int]] = {}
     broken: set[tuple[str, int, int]] = set()
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        running["lay out", 0, 0] = pool.submit(_lay_out, node)
         while True:
             # Asked again and again: what cites a SEG becomes due when the SEG has arrived, and
             # results are made while a destination hangs.
@@ -164,6 +164,11 @@ def _due(node: Node, jitter: Callable[[], float]) -> dict[tuple[str, int, int], 
 
 def _terms(destination: Destination) -> Terms:
     return Terms.parse(destination.config.get("delivery", {}))
+
+
+def _lay_out(node: Node) -> int:
+    forms.lay_out_waiting(node)
+    return 0
 
 
 def _ask(node: Node, destination_id: int, jitter: Callable[[], float]) -> int:
@@ -342,7 +347,7 @@ def _record(
     if isinstance(outcome, DeliveryFailed):
         try:
             instead = _instead(node, sending, outcome)
-        except Unavailable as error:  # a full disk is no reason to give up
+        except Unavailable as error:  # a full disk is no reason to give up, nor is a dead decoder
             why = f"{outcome.reason}; no other form yet: {error}"
             outcome = DeliveryFailed(why, Retry.LATER, outcome.status)
     answer = _answer(sending, outcome)

@@ -7,15 +7,14 @@ when a destination refuses another form, or joins later. Refuses to know sockets
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import structlog
 from pydicom import dcmread
-from sqlalchemy import Select, select
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from dicom_node.domain.delivery import DeliveryState
@@ -34,13 +33,15 @@ from dicom_node.errors import NodeError, ResultError
 from dicom_node.results.build import build_results, cannot
 from dicom_node.results.encode import encode
 from dicom_node.results.types import BuiltObject, Picture, Source
-from dicom_node.services.alerts import alert_once, fault
+from dicom_node.services.alerts import alert_once, fault, resolve_alerts
 from dicom_node.services.context import Node
+from dicom_node.services.pictures import pictures, window
 from dicom_node.services.predictions import Told, model_identity, recall
 from dicom_node.services.registry import profile_of
 from dicom_node.store.database import CommitUnknown
 from dicom_node.store.files import Stored
 from dicom_node.store.tables import (
+    Alert,
     Delivery,
     Destination,
     Job,
@@ -49,11 +50,13 @@ from dicom_node.store.tables import (
     Result,
     Revision,
 )
-from inference.display import shown, window_of
-from inference.reading import read_files
+from inference.display import shown
 from inference.types import ImageStack, Prediction
 
 log = structlog.get_logger(__name__)
+
+NOT_BUILT = "results not built"
+"""Kind of the alert on a job of which a destination that joined later gets nothing yet."""
 
 Objects = Sequence[tuple[BuiltObject, Stored]]
 """Built, and on disk; no row names them yet."""
@@ -87,11 +90,11 @@ def write(
         job: with its model, inputs and their instances loaded.
         told: what is to be said.
         forms: how.
-        read: gives the input, for pictures; default: reads its files again.
+        read: gives the input, for pictures; default: its files are read again, in a child.
 
     Raises:
         ResultError: the prediction cannot be told in one of the forms.
-        Unavailable: the disk cannot take them.
+        Unavailable: the disk cannot take them, or the child did not survive the images.
     """
     if any(i.instance.purging_at for i in job.inputs):
         raise ResultError("its images were purged: no other form can be built of it")
@@ -99,12 +102,15 @@ def write(
     headers = tuple(dcmread(path, stop_before_pixels=True) for path in files)
     digests = tuple(i.instance.sha256 for i in job.inputs)
     source = Source(headers, digests, told.frames)
-    pictures = _pictures(source, read or (lambda: read_files(files)))
+    again = pictures(node.settings.worker, source, files)
+    seen = nullcontext(_pictures(source, read)) if read else again
     made: list[tuple[BuiltObject, Stored]] = []
     try:
-        for built in build_results(
-            told.prediction, source, model_identity(job), told.context, forms, pictures
-        ):
+        with seen as picture:
+            objects = build_results(
+                told.prediction, source, model_identity(job), told.context, forms, picture
+            )
+        for built in objects:
             made.append((built, node.results.write(".dcm", b"", encode(built.dataset))))
     except BaseException:
         discard(node, made)
@@ -269,17 +275,34 @@ def without_layout() -> Select[int, str]:
 
 
 def lay_out_waiting(node: Node) -> None:
-    """Choose and build what goes to destinations that joined a finished job."""
+    """Choose and build what goes to destinations that joined a finished job.
+
+    A job of which that failed rests for ``delivery.backoff_max``.
+    """
+    now = node.now()
     with node.database.reading() as session:
         waiting = session.execute(without_layout().order_by(JobDestination.job_id)).all()
+        tried = session.scalars(
+            select(Alert.subject).where(
+                Alert.kind == NOT_BUILT,
+                Alert.resolved_at.is_(None),
+                Alert.at > now - timedelta(seconds=node.settings.delivery.backoff_max),
+                Alert.at <= now,
+            )
+        ).all()
     for job_id, destination in waiting:
-        relaid: Relaid | None = None
+        subject, relaid = f"job {job_id}", None
+        if subject in tried:
+            continue
         try:
             relaid = prepare(node, job_id, destination)
             if relaid is None:  # it refused everything already
                 continue
             with node.database.transaction() as session:
                 enter(session, node, job_id, destination, relaid)
+                others = without_layout().where(Job.id == job_id).limit(1)
+                if session.execute(others).first() is None:
+                    resolve_alerts(session, node.now(), NOT_BUILT, subject)
         except CommitUnknown:
             raise
         except Exception as error:  # one job that cannot be told must not hold up the others
@@ -287,16 +310,15 @@ def lay_out_waiting(node: Node) -> None:
             reason = str(error) if isinstance(error, NodeError) else fault(error)
             log.error("not laid out", job=job_id, destination=destination, reason=reason)
             with suppress(NodeError), node.database.transaction() as session:
-                alert_once(session, node.now(), "results not built", f"job {job_id}", reason)
+                alert_once(session, node.now(), NOT_BUILT, subject, reason)
+                standing = Alert.kind == NOT_BUILT, Alert.subject == subject
+                session.execute(
+                    update(Alert)
+                    .where(*standing, Alert.resolved_at.is_(None))
+                    .values(at=node.now(), text=reason)
+                )
 
 
 def _pictures(source: Source, read: Callable[[], ImageStack]) -> Picture:
-    """Frames of the input as people see them, read only when one is asked for."""
-    stack = cache(read)
-
-    def picture(frame: int) -> Any:
-        ref = source.frames[frame]
-        window = window_of(source.by_uid[ref.sop_instance_uid], ref.frame)
-        return shown(stack(), frame, window)
-
-    return picture
+    """Frames of the input as people see them, of what was read already."""
+    return lambda frame: shown(read(), frame, window(source, frame))

@@ -7,7 +7,6 @@ data set on stdin: what a decoder does not survive ends no listener.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from io import BytesIO
@@ -21,6 +20,7 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
+from dicom_node.services.children import confine
 from dicom_node.services.headers import MAXIMUM_PIXEL_BYTES
 
 _PATIENCE = 60.0
@@ -107,9 +107,7 @@ def _same_pixels(ours: Dataset, theirs: Dataset) -> bool:
 
 def main(held: str, transfer_syntax: str) -> int:
     """In the child: exit status of the answer."""
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold patients' images
+    confine(_MEMORY)
     theirs = _parsed(sys.stdin.buffer.read(), UID(transfer_syntax))
     return _SAME if _same_pixels(dcmread(held), theirs) else 1
 

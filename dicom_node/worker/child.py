@@ -1,9 +1,10 @@
 """Owns the process that reads and runs: ``python -m dicom_node.worker.child OWNER``.
 
-Pixels are decoded and models run here and nowhere else in the service, so that this process may
-hang, crash or outgrow its memory and be ended. Each line of stdin names queues; each gets a line
-on stdout: how many jobs were claimed, or why their run broke off, with `LATER` before it where
-that was no fault of theirs. Refuses to know Celery.
+Models run here and nowhere else in the service, and their pixels are decoded here, so that this
+process may hang, crash or outgrow its memory and be ended. (Who decodes for another reason has a
+child of its own: ``services.same``, ``services.pictures``.) Each line of stdin names queues; each
+gets a line on stdout: how many jobs were claimed, or why their run broke off, with `LATER` before
+it where that was no fault of theirs. Refuses to know Celery.
 """
 
 from __future__ import annotations

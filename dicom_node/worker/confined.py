@@ -8,7 +8,6 @@ two; what the child answers is a line of text. Refuses to know images and models
 from __future__ import annotations
 
 import os
-import resource
 import selectors
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from typing import IO
 import structlog
 
 from dicom_node.services import claims
-from dicom_node.services.children import die_with_parent
+from dicom_node.services.children import die_with_parent, why_ended
 from dicom_node.services.context import Node
 from dicom_node.services.infer import break_off
 from dicom_node.services.processes import beating
@@ -124,7 +123,7 @@ class Confined:
                     raise Ended(f"ran for over {worker.job_deadline:g} s (worker.job_deadline)")
         line = child.stdout.readline()  # type: ignore[union-attr] # as above
         if not line.endswith("\n"):
-            raise Ended(_died(self._end()))
+            raise Ended(why_ended(self._end()))
         return line.strip()
 
     def _end(self) -> int:
@@ -145,17 +144,6 @@ def _close(pipe: IO[str]) -> None:
         pipe.close()
 
 
-def limit_memory(node: Node) -> None:
-    """Let this process and its children not take more than a worker may (Linux, POSIX).
-
-    What is asked for beyond it fails as `MemoryError`, of which one job dies and no process.
-    """
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    wanted = node.settings.worker.memory_mb << 20
-    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
 def _memory(pid: int) -> int:
     """Bytes that a process holds for itself alone (proc(5), statm); 0 where nobody tells."""
     try:
@@ -163,12 +151,3 @@ def _memory(pid: int) -> int:
     except (OSError, ValueError):
         return 0
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _died(code: int) -> str:
-    if code >= 0:
-        return f"its process ended with {code}"
-    name = signal.Signals(-code).name
-    return f"its process died of {name}" + (
-        ": out of memory, or killed by hand" if name == "SIGKILL" else ""
-    )

@@ -11,12 +11,13 @@ from celery import shared_task, signals
 
 from dicom_node import telemetry
 from dicom_node.services.canaries import answer
+from dicom_node.services.children import limit_memory
 from dicom_node.services.context import Node
 from dicom_node.services.deliver import deliver
 from dicom_node.services.dispatch import CANARY, DELIVER, INFER, Nudger
 from dicom_node.services.processes import registered
 from dicom_node.settings import Settings, load
-from dicom_node.worker.confined import Confined, limit_memory
+from dicom_node.worker.confined import Confined
 
 
 @shared_task(name=INFER)
@@ -51,7 +52,7 @@ class _Held:
     def __init__(self, settings: Settings) -> None:
         telemetry.configure(settings.log, "worker")
         self.node = Node.open(settings, "worker")
-        limit_memory(self.node)
+        limit_memory(self.node.settings.worker.memory_mb << 20)
         self.nudger = Nudger(settings)
         self.confined = Confined(self.node)
         self.exit = ExitStack()

@@ -30,6 +30,23 @@ DEFENCES = [
         ((_PURGE, " & ~_TWO_CONTENTS,", ","),),
     ),
     Defence(
+        12,
+        "images are decoded where nothing else can hang or die",
+        _DELIVERY + "12_images_that_no_decoder_survives_cost_one_attempt_of_one_delivery[crashes]",
+        "dicom_node.services.forms",
+        "nullcontext(_pictures(source, read)) if read else again",
+        "nullcontext(_pictures(source, read or (lambda: "
+        "__import__('inference.reading').reading.read_files(files))))",
+    ),
+    Defence(
+        12,
+        "who reads images has a deadline",
+        _DELIVERY + "12_images_that_no_decoder_survives_cost_one_attempt_of_one_delivery[hangs]",
+        "dicom_node.services.pictures",
+        "    child.timer.start()",
+        "    pass",
+    ),
+    Defence(
         21,
         "a destination that is away is left alone",
         _DELIVERY
@@ -53,6 +70,15 @@ DEFENCES = [
         "dicom_node.dimse.transport",
         "                if lost or time.monotonic() - quiet_since > sock.limits.idle:",
         "                if lost:",
+    ),
+    Defence(
+        21,
+        "a write is not waited for without end",
+        _DELIVERY + "21_a_pacs_that_hangs_is_given_up_and_the_others_flow[closes its window]",
+        "dicom_node.dimse.transport",
+        "                self.socket.settimeout(max(deadline - time.monotonic(), 0.001))",
+        "                self.socket.settimeout(None)",
+        (("dicom_node.dimse.transport", 'if hasattr(socket, "TCP_USER_TIMEOUT"):', "if False:"),),
     ),
     Defence(
         21,
@@ -95,6 +121,14 @@ DEFENCES = [
         _DELIVER,
         '    alert_once(session, now, kind, subject, f"{answer}; {follows}")',
         "    del now, kind, subject, answer, follows",
+    ),
+    Defence(
+        23,
+        "whose a result is is looked at before it is sent",
+        _DELIVERY + "23_a_result_whose_study_names_another_patient_now_is_dead_with_an_alert",
+        _DELIVER,
+        "    if same_study and not conflicting_patients([patient_of(header), sending.patient]):",
+        "    if True:",
     ),
     Defence(
         24,

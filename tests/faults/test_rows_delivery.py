@@ -1,5 +1,7 @@
 """Rows 21 to 23 and 25 of the matrix: destinations that are away, refuse, hang; senders that die.
 
+And of row 12, images that no decoder survives, where who delivers makes pages of them.
+
 Row 24, commitments, is in ``tests/integration/services/test_commitments.py``.
 """
 
@@ -11,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
@@ -24,21 +26,30 @@ from pydicom import dcmread
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from dicom_node.services import breaker, schedule
+from dicom_node.services import breaker, forms, pictures, registry, schedule
 from dicom_node.services.alerts import list_alerts
 from dicom_node.services.context import Node
 from dicom_node.services.deliver import deliver, retry_delivery
 from dicom_node.services.schedule import Scheduler
-from dicom_node.store.tables import Delivery, DeliveryAttempt, Destination, Result, Study
+from dicom_node.store.tables import (
+    Delivery,
+    DeliveryAttempt,
+    Destination,
+    JobDestination,
+    Result,
+    Study,
+)
 from inference.bundle import Bundle
 from tests.arrivals import all_of, one
 from tests.deliveries import analysed, at, enough, patient, routed, states
+from tests.dicoms import phantom
 from tests.dying import STEPS
 from tests.nodes import Clock
-from tests.pacs import Do, Pacs
-from tests.servers import eventually, free_port
+from tests.pacs import AE_TITLE, Do, Pacs
+from tests.servers import answers_on, eventually, free_port, storescp
 
 HOUR = 3600
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 @dataclass
@@ -72,13 +83,15 @@ def dead_end(port: int, clock: Clock) -> Iterator[Knocks]:
         thread.join(5)
 
 
+def digest(path: Path) -> str:
+    """Of a file's data set."""
+    data = path.read_bytes()
+    return sha256(data[132 + 12 + int.from_bytes(data[140:144], "little") :]).hexdigest()
+
+
 def held(node: Node, pacs: Pacs) -> bool:
     """Whether the PACS holds every result, as the very bytes on disk."""
-    expected = {}
-    for row in all_of(node, Result):
-        data = node.results.path(row.path).read_bytes()
-        start = 132 + 12 + int.from_bytes(data[140:144], "little")
-        expected[row.sop_instance_uid] = sha256(data[start:]).hexdigest()
+    expected = {r.sop_instance_uid: digest(node.results.path(r.path)) for r in all_of(node, Result)}
     return pacs.hold() == expected
 
 
@@ -170,7 +183,7 @@ def test_row_21_a_pacs_that_hangs_is_given_up_and_the_others_flow(
     sqlite_node: Node, tiny_bundle: Bundle, clock: Clock, tmp_path: Path, how: str
 ) -> None:
     node = patient(sqlite_node, timeout=3.0)
-    with Pacs(tmp_path / "bad") as bad, Pacs(tmp_path / "up") as up:
+    with Pacs(tmp_path / "bad", narrow=True) as bad, Pacs(tmp_path / "up") as up:
         if how == "hangs":
             bad.answers[:] = [Do.HANG] * 9
         else:
@@ -178,7 +191,7 @@ def test_row_21_a_pacs_that_hangs_is_given_up_and_the_others_flow(
         at(node, bad.port, "bad", commitment="none")
         at(node, up.port, "up", commitment="none")
         routed(node, tiny_bundle, "bad", "up")
-        analysed(node, "P0")
+        analysed(node, "P0", pixels=phantom((1024, 1024)))  # more than the connection holds
         sender = threading.Thread(target=deliver, args=[node, enough])
         sender.start()
         eventually(lambda: len(up.hold()) == 2, 60)
@@ -192,6 +205,42 @@ def test_row_21_a_pacs_that_hangs_is_given_up_and_the_others_flow(
         deliver(node, enough)
         assert states(node, "bad") == ["sent", "sent"]
         assert held(node, bad)
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (["--refuse"], "association rejected (1,1,1)"),
+        (["--sleep-during", "9"], "no answer in time, or association lost"),
+        (["--abort-during"], "no answer in time, or association lost"),
+        (["--abort-after"], "no answer in time, or association lost"),
+    ],
+    ids=["refuse", "sleep-during", "abort-during", "abort-after"],
+)
+def test_row_21_what_storescp_refuses_sleeps_through_or_breaks_off_is_sent_when_it_takes_it(
+    sqlite_node: Node,
+    tiny_bundle: Bundle,
+    clock: Clock,
+    tmp_path: Path,
+    does: list[str],
+    said: str,
+) -> None:
+    with storescp(tmp_path, "--single-process", "--bit-preserving", *does) as scp:
+        at(sqlite_node, scp.port, ae_title=scp.ae_title, commitment="none")
+        routed(sqlite_node, tiny_bundle, "out")
+        analysed(sqlite_node, "P0")
+        deliver(patient(sqlite_node, timeout=2.0), enough)
+        assert states(sqlite_node) == ["pending", "pending"]
+        assert all_of(sqlite_node, Delivery)[0].last_answer == said
+        scp.server.kill()
+        scp.server.command = [word for word in scp.server.command if word not in does]
+        scp.server.start()
+        scp.server.wait_for(lambda: answers_on(scp.port))
+        clock.pass_(100)
+        deliver(patient(sqlite_node), enough)
+        assert states(sqlite_node) == ["sent", "sent"]
+        results = [sqlite_node.results.path(row.path) for row in all_of(sqlite_node, Result)]
+        assert sorted(map(digest, scp.files())) == sorted(map(digest, results))
 
 
 def test_row_22_a_pacs_that_is_full_then_not_and_one_that_drops_its_response_get_the_same_bytes(
@@ -281,7 +330,7 @@ def test_row_25_a_sender_that_is_killed_at_a_step_leaves_nothing_lost_and_nothin
         assert len({(r.sop_instance_uid, r.sha256) for r in pacs.received}) == 2
 
 
-def test_a_result_whose_study_names_another_patient_now_is_not_sent(
+def test_row_23_a_result_whose_study_names_another_patient_now_is_dead_with_an_alert(
     sqlite_node: Node, tiny_bundle: Bundle, clock: Clock, tmp_path: Path
 ) -> None:
     node = patient(sqlite_node)
@@ -349,3 +398,67 @@ def test_many_results_go_on_as_many_associations_as_the_destination_allows(
         for row in all_of(node, Result):
             by_job.setdefault(row.job_id, []).append(order.index(row.sop_instance_uid))
         assert all(places == sorted(places) for places in by_job.values()), "a SEG goes first"
+
+
+HOSTILE = """
+import ctypes, os, signal, sys
+from dicom_node.services import pictures
+from inference import pixels
+
+def hostile(dataset, declared):
+    if {how!r} == "crashes":  # as a codec in C that is led astray
+        os.kill(os.getpid(), signal.SIGSEGV)
+    ctypes.PyDLL(None).sleep(30)  # holds the interpreter's lock, as a hanging codec does
+
+pixels.decode = hostile
+pictures.main(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "deadline", "why"),
+    [("crashes", 60, "its process died of SIGSEGV"), ("hangs", 1, "they took over 1 s")],
+    ids=["crashes", "hangs"],
+)
+def test_row_12_images_that_no_decoder_survives_cost_one_attempt_of_one_delivery(
+    sqlite_node: Node,
+    tiny_bundle: Bundle,
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    deadline: float,
+    why: str,
+) -> None:
+    """Who is refused a report makes pages instead; another destination joined when all was done."""
+    node = patient(sqlite_node)
+    worker = node.settings.worker.model_copy(update={"job_deadline": deadline})
+    hasty = replace(node, settings=node.settings.model_copy(update={"worker": worker}))
+    with Pacs(tmp_path / "old", classes=[CAPTURE]) as old, Pacs(tmp_path / "up") as up:
+        at(node, old.port, "old", commitment="none")
+        at(node, up.port, "up", commitment="none")
+        place = {"ae_title": AE_TITLE, "host": "127.0.0.1", "port": up.port}
+        wish, terms = {"capture": "always"}, {"commitment": "none"}
+        registry.add_destination(node, "later", "dimse", place, wish, terms)
+        routed(node, tiny_bundle, "old", "up")
+        analysed(node, "P0")
+        with node.database.transaction() as session:
+            session.add(JobDestination(job_id=1, destination="later", rules=["all"]))
+        with monkeypatch.context() as patched:
+            patched.setattr(pictures, "CHILD", [sys.executable, "-c", HOSTILE.format(how=how)])
+            deliver(hasty, enough)
+            assert states(node, "up") == ["sent", "sent"]
+            (first, *_) = all_of(node, Delivery)
+            assert (first.state, first.attempts) == ("pending", 1)
+            assert first.last_answer.endswith(f"no other form yet: its images were not read: {why}")
+            (alert,) = list_alerts(node)
+            assert (alert["kind"], alert["subject"]) == (forms.NOT_BUILT, "job 1")
+            assert alert["text"] == f"its images were not read: {why}"
+            assert states(node, "later") == []
+        deliver(node, enough)
+        assert states(node, "later") == [], "it rests"
+        clock.pass_(1000)
+        deliver(node, enough)
+        assert "sent" in states(node, "old")
+        assert states(node, "later") == ["sent"] * 3
+        assert list_alerts(node) == []

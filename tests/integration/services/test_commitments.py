@@ -493,6 +493,22 @@ def test_orthanc_commits_every_result(
             assert states(node, "queried") == ["confirmed", "confirmed"]
 
 
+def test_an_orthanc_that_takes_no_requests_for_commitment_confirms_every_result_by_query(
+    sqlite_node: Node, tiny_bundle: Bundle, clock: Clock, tmp_path: Path
+) -> None:
+    node = patient(sqlite_node, timeout=5.0)
+    refused = {"AET": node.settings.listener.ae_title, "Host": "127.0.0.1", "Port": 1}
+    refused["AllowStorageCommitment"] = False
+    with orthanc(tmp_path, DicomModalities={"node": refused}) as archive:
+        at(node, archive.port, ae_title=archive.ae_title)
+        routed(node, tiny_bundle, "out")
+        analysed(node, "P0", "P1")
+        for _ in range(5):  # it ends each association on which it is asked
+            go_on(node, clock, TIMEOUT)
+        assert "no answer to the request for commitment" in answers(node)
+        assert states(node) == ["confirmed"] * 4
+
+
 def routed_again(node: Node) -> None:
     from dicom_node.domain.routing import parse_rules
 
