@@ -66,7 +66,10 @@ class ListenerSettings(_Section):
         256, ge=1, description="TCP connections per process, associated or not"
     )
     maximum_connections_per_address: int = Field(
-        128, ge=1, description="of them from one address, so that one sender cannot take all places"
+        48,
+        ge=1,
+        description="of them from one address: fewer than maximum_associations, so that one sender "
+        "cannot take all places",
     )
     association_timeout: Seconds = Field(
         30,
@@ -74,7 +77,10 @@ class ListenerSettings(_Section):
         description="seconds for a peer to finish its TLS handshake and its A-ASSOCIATE-RQ",
     )
     idle_timeout: Seconds = Field(
-        120, gt=0, description="seconds without a byte before an association is aborted"
+        120,
+        gt=0,
+        description="seconds without a byte before an association is aborted; inside a message, "
+        "seconds of waiting beyond what 4 KiB/s would take",
     )
     maximum_pdu: int = Field(
         262144, ge=4096, le=4194304, description="bytes of a PDU that we offer to take"

@@ -47,6 +47,8 @@ log = structlog.get_logger(__name__)
 
 # N-ACTION and N-SET: references to 50,000 instances are about 8 MB.
 SERVICE_DATASET_CAP: Final = 16 << 20
+# Bytes a second that a message comes with at least: a slow line has many times as many.
+SLOWEST: Final = 4 << 10
 # Seconds that the peer has to close the connection once all is said.
 LINGER: Final = 0.25
 _HEAD: Final = 6  # bytes: type, reserved, length (PS3.8 9.3.1)
@@ -82,16 +84,26 @@ class AcceptedSocket(DeadlineSocket):
         super().__init__(assoc, limits, client_socket=sock)
         self._buffer = memoryview(bytearray(limits.pdu + _HEAD))
         self._start = self._end = 0
+        self._waited, self._taken = 0.0, 0
 
-    def next_pdu(self) -> memoryview:
+    def next_pdu(self, under_way: bool = False) -> memoryview:
         """The next PDU, whole; the view is good until the next call.
+
+        Args:
+            under_way: it belongs to the same message as the one before. What we wait for all PDUs
+                of a message is bounded, by the idle time and `SLOWEST`: each by itself may be in
+                time, and the message without end.
 
         Raises:
             ProtocolBreach: more is declared than any PDU of ours may have.
             TimeoutError: nothing came within the idle time, or not all of it within another.
             OSError: the peer left, or the connection broke.
         """
-        self._fill(1, time.monotonic() + self.limits.idle)
+        if not under_way:
+            self._waited, self._taken = 0.0, 0
+        begun = time.monotonic()
+        slow = self._taken / SLOWEST - self._waited
+        self._fill(1, begun + self.limits.idle + min(slow, 0.0))
         deadline = time.monotonic() + self.limits.idle
         self._fill(_HEAD, deadline)
         (length,) = struct.unpack_from(">L", self._buffer, self._start + 2)
@@ -100,6 +112,8 @@ class AcceptedSocket(DeadlineSocket):
         self._fill(_HEAD + length, deadline)
         pdu = self._buffer[self._start : self._start + _HEAD + length]
         self._start += _HEAD + length
+        self._taken += _HEAD + length
+        self._waited += time.monotonic() - begun
         return pdu
 
     def discard(self, deadline: float) -> None:
@@ -243,7 +257,7 @@ class GuardedAssociation(Association):
     def _run_reactor(self) -> None:
         while self.is_established and not self._kill:
             try:
-                pdu = self._wire.next_pdu()
+                pdu = self._wire.next_pdu(self._assembly.under_way)
                 if pdu[0] == _P_DATA:
                     self._assembly.take(pdu[_HEAD:])
                 else:
@@ -252,7 +266,7 @@ class GuardedAssociation(Association):
                 log.warning("association broken off", reason=str(breach), **self.names)
                 self.dul.signal(_NONSENSE)
             except TimeoutError:
-                log.warning("association idle for too long", **self.names)
+                log.warning("association idle or slow for too long", **self.names)
                 self.abort()
             except OSError:
                 if not self._cut:

@@ -106,8 +106,13 @@ class Assembly:
         self._begin = begin
         self._command = bytearray()
         self._sink: Sink | None = None
-        self._context = 0  # none is being received
+        self._context: int | None = None
         self._empty = 0
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a message has begun and is not complete."""
+        return self._context is not None
 
     def take(self, values: memoryview) -> None:
         """Take the presentation data values of one P-DATA-TF PDU (PS3.8 9.3.5.1).
@@ -140,7 +145,7 @@ class Assembly:
             self._empty += 1
             if self._empty > EMPTY_CAP:
                 raise ProtocolBreach("empty fragments without end")
-        if self._context and context != self._context:
+        if self._context not in (None, context):
             raise ProtocolBreach("message changes its presentation context")
         self._context = context
         if bool(control & _IS_COMMAND) is (self._sink is not None):
@@ -163,7 +168,7 @@ class Assembly:
                 self._end(sink)
 
     def _end(self, sink: Sink) -> None:
-        self._sink, self._context, self._empty = None, 0, 0
+        self._sink, self._context, self._empty = None, None, 0
         sink.end()
 
 

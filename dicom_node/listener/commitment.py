@@ -32,6 +32,7 @@ from dicom_node.dimse.commitment import PUSH_MODEL_INSTANCE, REQUEST_COMMITMENT,
 from dicom_node.dimse.contexts import STORAGE_COMMITMENT, UNCOMPRESSED, is_uid
 from dicom_node.errors import DeliveryFailed, Retry
 from dicom_node.listener.inbox import Inbox
+from dicom_node.listener.measured import measured
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +77,7 @@ class Commitments:
             self._changed.notify()
         self._thread.join(1.0)
 
+    @measured("ActionInformation")
     def request(self, event: Event) -> tuple[int, Dataset | None]:
         """N-ACTION: note what the modality expects us to hold, and promise an answer."""
         if event.action_type != REQUEST_COMMITMENT:
@@ -106,6 +108,7 @@ class Commitments:
             return status.RESOURCE_LIMITATION, None
         return status.SUCCESS, None
 
+    @measured("EventInformation")
     def report(self, event: Event) -> tuple[int, None]:
         """N-EVENT-REPORT: what a destination says of results that it was asked to keep."""
         association = cast(GuardedAssociation, event.assoc)

@@ -23,6 +23,7 @@ from dicom_node.dimse import status
 from dicom_node.dimse.acceptor import GuardedAssociation
 from dicom_node.dimse.contexts import is_uid
 from dicom_node.listener.inbox import Inbox
+from dicom_node.listener.measured import measured
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,7 @@ class ProcedureSteps:
         self._lock = threading.Lock()
         self._study_of: OrderedDict[str, str | None] = OrderedDict()
 
+    @measured("AttributeList")
     def create(self, event: Event) -> Answer:
         """N-CREATE: a step begins (PS3.4 F.7.2.1)."""
         attributes, reply = event.attribute_list, None
@@ -62,6 +64,7 @@ class ProcedureSteps:
                 self._study_of.popitem(last=False)
         return status.SUCCESS, reply
 
+    @measured("ModificationList")
     def update(self, event: Event) -> Answer:
         """N-SET: a step goes on or ends; a completed one tells what it made (F.7.2.2)."""
         association = cast(GuardedAssociation, event.assoc)

@@ -1,5 +1,6 @@
 """Owns reading a received data set's header: is it whole, what does it say of itself.
 
+Its elements are stepped over and counted; what is asked of them is cut out before it is parsed.
 Refuses to decode pixels and to know rows. Everything here comes from the network: sizes are
 checked before memory is given, and messages quote UIDs and numbers only.
 """
@@ -9,18 +10,19 @@ from __future__ import annotations
 import math
 import re
 import struct
+import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
+from operator import length_hint
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -31,22 +33,36 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dicom_node.domain.study import InstanceFacts, Patient
 from dicom_node.errors import IdentifierProblem, OverLimit, UnreadableDataSet
-from dicom_node.services.plain import Bytes, PlainHeader, plain_header
+from dicom_node.services.plain import (
+    GROUPS,
+    REGION,
+    VALUES,
+    Bytes,
+    PlainHeader,
+    key_of,
+    plain_header,
+)
 
 UID_FORM = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")  # PS3.5 section 9
 MAXIMUM_INFLATED = 1 << 28
 MAXIMUM_PIXEL_BYTES = 8 << 30
 MAXIMUM_DEPTH = 64
 """Sequences within sequences; a structured report needs about twenty."""
+MAXIMUM_ELEMENTS = 500_000
+"""Elements and items that are stepped over; an enhanced CT of 4,000 frames has half as many."""
+MAXIMUM_VALUE = 0xFFFF
+"""Bytes of a value that is asked for: as many as two bytes of length can say (PS3.5 7.1.2)."""
 
-_PIXELS = {Tag(0x7FE0, 0x0010), Tag(0x7FE0, 0x0008), Tag(0x7FE0, 0x0009)}
-_PIXEL_KEYS = {tag.element << 16 | tag.group for tag in _PIXELS}  # as `_walk` reads them
+_PIXELS = frozenset(map(key_of, ("PixelData", "FloatPixelData", "DoubleFloatPixelData")))
 _UNDEFINED = 0xFFFFFFFF
+_OPEN = sys.maxsize  # where a data set ends that a delimiter ends
 _ITEM, _ITEM_END, _SEQUENCE_END = (
     0xE000FFFE,
     0xE00DFFFE,
     0xE0DDFFFE,
 )  # read as one little-endian long
+_element = struct.Struct("<L2sH").unpack_from
+_tag_and_length = struct.Struct("<LL").unpack_from
 # What must be readable: a patient id that cannot be read is no absent one.
 _IDENTITY = (
     "SOPClassUID",
@@ -59,6 +75,26 @@ _IDENTITY = (
 _LONG = {vr.encode() for vr in EXPLICIT_VR_LENGTH_32}
 _NOTHING = PlainHeader({})
 
+_Asked = Mapping[int, "_Asked"]
+"""By tag: nothing below a value, and what is asked of a sequence's first item."""
+_NO_MORE: _Asked = {}
+
+
+def _asked(*values: str, **sequences: _Asked) -> _Asked:
+    below = dict.fromkeys(values, _NO_MORE) | sequences
+    return {key_of(keyword): asked for keyword, asked in below.items()}
+
+
+_GROUP = _asked(
+    PixelMeasuresSequence=_asked("SliceThickness"),
+    PlaneOrientationSequence=_asked("ImageOrientationPatient"),
+)
+_HEADER: _Asked = {
+    **dict.fromkeys(VALUES, _NO_MORE),
+    **dict.fromkeys(GROUPS, _GROUP),
+    REGION: _asked("SpecificCharacterSet", "CodeMeaning"),
+}
+
 
 Header = Dataset | PlainHeader
 """What answers ``get(keyword)``."""
@@ -66,16 +102,16 @@ Header = Dataset | PlainHeader
 
 def scan_header(data: Bytes, transfer_syntax: str) -> Header:
     """What `read_header` would read, of the usual image in a tenth of the time."""
-    with _walked(data, transfer_syntax) as top:
-        header = plain_header(top.data, top.elements, top.implicit)
+    with _walked(data, transfer_syntax) as (walk, top):
+        header = plain_header(walk.data, top.elements, top.told, walk.implicit)
         if header is None:
-            return _parsed(top)
+            return _parsed(walk, top)
     _check_declared(header)
     return header
 
 
 def read_header(data: Bytes, transfer_syntax: str) -> Dataset:
-    """Parse everything before the pixel data, and see that every element is all there.
+    """Read what is asked of a data set before its pixels, and see that every element is all there.
 
     Args:
         data: an encoded data set without file meta information.
@@ -83,25 +119,25 @@ def read_header(data: Bytes, transfer_syntax: str) -> Dataset:
 
     Raises:
         UnreadableDataSet: truncated, not DICOM, or nested beyond reason.
-        OverLimit: it inflates, or declares pixels, beyond what the node takes.
+        OverLimit: it inflates, declares pixels, or has elements beyond what the node takes.
     """
-    with _walked(data, transfer_syntax) as top:
-        return _parsed(top)
+    with _walked(data, transfer_syntax) as (walk, top):
+        return _parsed(walk, top)
 
 
-@dataclass
-class _Top:
-    """The top level of a data set, inflated.
+def measure(data: bytes, transfer_syntax: str) -> int:
+    """How many elements and items pydicom can come to make of a whole data set, not deflated.
 
-    Attributes:
-        elements: those before the pixels.
-        pixels: where their element begins.
+    Raises:
+        UnreadableDataSet: truncated, not DICOM, or nested beyond reason.
+        OverLimit: there are more of them, or of single values, than the node takes.
     """
-
-    data: Bytes
-    implicit: bool
-    elements: dict[int, tuple[bytes, int, int]]
-    pixels: int | None = None
+    walk = _Walk(data, transfer_syntax == ImplicitVRLittleEndian, deep=True)
+    with _whole():
+        walk.elements(0, len(data), 0)
+    if data.count(b"\\") > MAXIMUM_ELEMENTS:  # they part values (PS3.5 6.4)
+        raise OverLimit(f"more than {MAXIMUM_ELEMENTS} values")
+    return MAXIMUM_ELEMENTS - length_hint(walk.budget)
 
 
 _inflating = threading.Lock()
@@ -109,33 +145,69 @@ _inflating = threading.Lock()
 
 
 @contextmanager
-def _walked(data: Bytes, transfer_syntax: str) -> Iterator[_Top]:
+def _walked(data: Bytes, transfer_syntax: str) -> Iterator[tuple[_Walk, _Level]]:
     if transfer_syntax == DeflatedExplicitVRLittleEndian:
-        with _inflating, _walked(_inflate(data), ExplicitVRLittleEndian) as top:
-            yield top
+        with _inflating, _walked(_inflate(data), ExplicitVRLittleEndian) as found:
+            yield found
         return
-    top = _Top(data, transfer_syntax == ImplicitVRLittleEndian, {})
+    walk, top = _Walk(data, transfer_syntax == ImplicitVRLittleEndian), _Level(_HEADER)
+    with _whole():
+        walk.elements(0, len(data), 0, top)
+    yield walk, top
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
     try:
-        _walk(data, 0, top.implicit, 0, top)
+        yield
     except struct.error:
         raise UnreadableDataSet("the data set is truncated") from None
-    yield top
 
 
-def _parsed(top: _Top) -> Dataset:
-    # Of the pixels no more than the head that pydicom stops at
-    end = len(top.data) if top.pixels is None else top.pixels + 12
+def _parsed(walk: _Walk, top: _Level) -> Dataset:
+    """By pydicom, which makes a hundred times its bytes of an item: it gets what is asked for."""
     try:
-        stream = BytesIO(bytes(memoryview(top.data)[:end]))
-        header = read_dataset(stream, top.implicit, True, stop_when=_at_pixels)
+        header = read_dataset(BytesIO(_only(walk, top)), walk.implicit, True)
         for name in _IDENTITY:  # pydicom parses a value when it is asked for
             header.get(name)
-    except RecursionError:
-        raise UnreadableDataSet("sequences are nested beyond reason") from None
+    except OverLimit:
+        raise
     except Exception as error:  # pydicom raises whatever the damaged value happens to cause
         raise UnreadableDataSet(f"the data set cannot be parsed ({type(error).__name__})") from None
     _check_declared(header)
     return header
+
+
+def _only(walk: _Walk, level: _Level) -> bytes:
+    """The elements of a level that are asked for, as a data set of the same encoding."""
+    pieces = []
+    for tag in sorted(level.elements, key=lambda tag: (tag & 0xFFFF, tag)):
+        vr, at, length = level.elements[tag]
+        if inner := level.asked[tag]:
+            value = _first_item(walk, at, length, inner)
+            head = struct.pack("<L", tag) if walk.implicit else struct.pack("<L4s", tag, b"SQ")
+            pieces += [head, struct.pack("<L", len(value)), value]
+            continue
+        end = level.ends.get(tag, at + length)
+        if end - at > MAXIMUM_VALUE:
+            raise OverLimit(f"{end - at} bytes in a value of the header")
+        begin = at - (12 if vr in _LONG and not walk.implicit else 8)
+        pieces.append(bytes(walk.data[begin:end]))
+    return b"".join(pieces)
+
+
+def _first_item(walk: _Walk, at: int, length: int, asked: _Asked) -> bytes:
+    """What is asked of a sequence's first item; nothing where there is none that can be read."""
+    level = _Level(asked)
+    try:
+        tag, inside = _tag_and_length(walk.data, at)
+        if tag != _ITEM or not length:
+            return b""
+        walk.elements(at + 8, _OPEN if inside == _UNDEFINED else at + 8 + inside, 1, level)
+    except (struct.error, UnreadableDataSet):
+        return b""
+    content = _only(walk, level)
+    return struct.pack("<LL", _ITEM, len(content)) + content
 
 
 def check_identity(header: Header, sop_class_uid: str, sop_instance_uid: str) -> None:
@@ -271,10 +343,6 @@ def _coded_region(header: Header) -> str:
     return ""
 
 
-def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return tag in _PIXELS
-
-
 def _get(header: Header, name: str) -> Any:
     """A value, or None where it makes no sense: one bad attribute must not lose an image."""
     try:
@@ -292,64 +360,118 @@ def _check_declared(header: Header) -> None:
         raise OverLimit(f"declares {total / 2**30:.0f} GiB of pixels")
 
 
-def _walk(data: Bytes, at: int, implicit: bool, depth: int, top: _Top | None = None) -> int:
-    """Step over elements without reading values; whatever is declared must be there.
+class _Level:
+    """What a walk notes of one data set or item, before its pixels.
+
+    Attributes:
+        asked: which elements.
+        elements: those of them that are there.
+        ends: where those of undefined length end.
+        told: the VRs of all elements, in the order in which each is met first.
+    """
+
+    def __init__(self, asked: _Asked) -> None:
+        self.asked = asked
+        self.elements: dict[int, tuple[bytes, int, int]] = {}
+        self.ends: dict[int, int] = {}
+        self.told: dict[bytes, None] = {}
+
+    def note(self, tag: int, vr: bytes, at: int, length: int) -> bool:
+        """Take note of an element whose value begins at ``at``; False at the pixels."""
+        if tag in _PIXELS:
+            return False
+        self.told[vr] = None
+        if tag in self.asked:
+            self.elements[tag] = vr, at, length
+        return True
+
+
+class _Walk:
+    """Steps over elements without reading values; whatever is declared must be there.
 
     pydicom takes what is there of a value, and ends in silence at a broken element.
 
     Args:
-        at: where the data set or the item begins.
-        depth: 0 for the data set, which ends with the data; an item ends with its delimiter.
-        top: takes note of the elements before the pixels.
+        implicit: whether the transfer syntax tells no VRs.
+        deep: look into sequences of defined length too.
 
-    Returns:
-        Where it ends.
+    Attributes:
+        budget: gives as many steps as are left.
     """
-    if depth > MAXIMUM_DEPTH:
-        raise UnreadableDataSet("sequences are nested beyond reason")
-    size = len(data)
-    while at < size or depth:
-        begin = at
-        tag, vr, length = struct.unpack_from("<L2sH", data, at)
-        if tag == _ITEM_END and depth:
-            return at + 8
-        if implicit or not b"AA" <= vr <= b"ZZ":  # some writers change to implicit inside
-            (length,) = struct.unpack_from("<L", data, at + 4)
-            at += 8
-        elif vr in _LONG:
-            (length,) = struct.unpack_from("<L", data, at + 8)
-            at += 12
-        else:
-            at += 8
-        if top is not None:
-            if tag in _PIXEL_KEYS:
-                top.pixels, top = begin, None
+
+    def __init__(self, data: Bytes, implicit: bool, deep: bool = False) -> None:
+        self.data, self.implicit, self._deep = data, implicit, deep
+        self.budget = iter(range(MAXIMUM_ELEMENTS))
+
+    def elements(self, at: int, end: int, depth: int, level: _Level | None = None) -> int:
+        """Of a data set or an item, which begins at ``at``; where it ends.
+
+        Args:
+            end: where it should; `_OPEN` where its delimiter ends it.
+            depth: 0 for the data set.
+            level: takes note.
+        """
+        if depth > MAXIMUM_DEPTH:
+            raise UnreadableDataSet("sequences are nested beyond reason")
+        data, implicit = self.data, self.implicit
+        for _ in self.budget:
+            if at >= end:
+                return at
+            tag, vr, length = _element(data, at)
+            if tag == _ITEM_END and end == _OPEN:
+                return at + 8
+            if implicit or not b"AA" <= vr <= b"ZZ":  # some writers change to implicit inside
+                length = _tag_and_length(data, at)[1]
+                at += 8
+            elif vr in _LONG:
+                length = _tag_and_length(data, at + 4)[1]
+                at += 12
             else:
-                top.elements[tag] = vr, at, length
-        if length == _UNDEFINED:
-            at = _walk_items(data, at, implicit, depth + 1)
-        else:
-            at = _step(data, at, length)
-    return at
+                at += 8
+            if level is not None and not level.note(tag, vr, at, length):
+                level = None
+            if length == _UNDEFINED:
+                at = self._items(at, _OPEN, depth + 1)
+                if level is not None and tag in level.asked:
+                    level.ends[tag] = at
+            elif self._deep and self._is_sequence(tag, vr, at, length):
+                at = self._items(at, self._step(at, length), depth + 1)
+            else:
+                at = self._step(at, length)
+        raise OverLimit(f"more than {MAXIMUM_ELEMENTS} elements and items")
 
+    def _items(self, at: int, end: int, depth: int) -> int:
+        """The same over the items of a sequence, or the fragments of pixel data."""
+        for _ in self.budget:
+            if at >= end:
+                return at
+            tag, length = _tag_and_length(self.data, at)
+            at += 8
+            if tag == _SEQUENCE_END:
+                return at
+            if tag != _ITEM:
+                raise UnreadableDataSet("a sequence holds something else than items")
+            if length == _UNDEFINED:
+                at = self.elements(at, _OPEN, depth)
+            elif self._deep:
+                at = self.elements(at, self._step(at, length), depth)
+            else:
+                at = self._step(at, length)
+        raise OverLimit(f"more than {MAXIMUM_ELEMENTS} elements and items")
 
-def _walk_items(data: Bytes, at: int, implicit: bool, depth: int) -> int:
-    """The same over the items of a sequence, or the fragments of pixel data, to their delimiter."""
-    while True:
-        tag, length = struct.unpack_from("<LL", data, at)
-        at += 8
-        if tag == _SEQUENCE_END:
-            return at
-        if tag != _ITEM:
-            raise UnreadableDataSet("a sequence holds something else than items")
-        at = _walk(data, at, implicit, depth) if length == _UNDEFINED else _step(data, at, length)
+    def _is_sequence(self, tag: int, vr: bytes, at: int, length: int) -> bool:
+        """Whether pydicom may take a value of defined length for one."""
+        if length < 8:
+            return False
+        number = (tag & 0xFFFF) << 16 | tag >> 16
+        named = dictionary_has_tag(number) and dictionary_VR(number) == "SQ"
+        return named or vr == b"SQ" or _tag_and_length(self.data, at)[0] == _ITEM
 
-
-def _step(data: Bytes, at: int, length: int) -> int:
-    if at + length > len(data):
-        missing = at + length - len(data)
-        raise UnreadableDataSet(f"the data set is truncated: {missing} bytes are missing")
-    return at + length
+    def _step(self, at: int, length: int) -> int:
+        if at + length > len(self.data):
+            missing = at + length - len(self.data)
+            raise UnreadableDataSet(f"the data set is truncated: {missing} bytes are missing")
+        return at + length
 
 
 def _inflate(data: Bytes) -> bytes:

@@ -6,7 +6,7 @@ and pydicom's to read; on what it does read, both agree.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -17,13 +17,14 @@ Elements = Mapping[int, tuple[bytes, int, int]]
 """By tag, as one little-endian long reads it: VR as told, offset and length of the value."""
 
 
-def _key(keyword: str) -> int:
+def key_of(keyword: str) -> int:
+    """A tag by its keyword, as one little-endian long reads it."""
     tag = tag_for_keyword(keyword) or 0
     return (tag & 0xFFFF) << 16 | tag >> 16
 
 
 _WANTED: Final = {
-    keyword: (_key(keyword), dictionary_VR(keyword).encode())
+    keyword: (key_of(keyword), dictionary_VR(keyword).encode())
     for keyword in (
         "SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID StudyInstanceUID "
         "SeriesInstanceUID PatientID IssuerOfPatientID Modality Manufacturer StationName "
@@ -33,9 +34,11 @@ _WANTED: Final = {
         "LossyImageCompression RequestedProcedurePriority SamplesPerPixel BitsAllocated"
     ).split()
 }
-_REGION: Final = _key("AnatomicRegionSequence")
-_GROUPS: Final = frozenset(
-    {_key("SharedFunctionalGroupsSequence"), _key("PerFrameFunctionalGroupsSequence")}
+VALUES: Final = frozenset(key for key, _ in _WANTED.values())
+"""What is asked of a header beside its sequences."""
+REGION: Final = key_of("AnatomicRegionSequence")
+GROUPS: Final = frozenset(
+    {key_of("SharedFunctionalGroupsSequence"), key_of("PerFrameFunctionalGroupsSequence")}
 )
 _KNOWN: Final = frozenset(vr.encode() for vr in map(str, VR) if len(vr) == 2)
 _MULTIPLE: Final = frozenset({"ImageType", "ConvolutionKernel", "ImageOrientationPatient"})
@@ -59,19 +62,21 @@ class PlainHeader:
         return self._values.get(keyword, default)
 
 
-def plain_header(data: Bytes, elements: Elements, implicit: bool) -> PlainHeader | None:
+def plain_header(
+    data: Bytes, elements: Elements, told: Iterable[bytes], implicit: bool
+) -> PlainHeader | None:
     """The header, or None where it must be read by pydicom.
 
     Args:
         data: the data set.
-        elements: of its top level, before the pixels.
+        elements: those of its top level that are asked for.
+        told: the VRs of all of its top level, in the order in which each is met first.
         implicit: whether its transfer syntax tells no VRs.
     """
-    if not elements or not _GROUPS.isdisjoint(elements):
+    if not elements or not GROUPS.isdisjoint(elements):
         return None
-    told = [vr for vr, _, _ in elements.values()]
     # pydicom takes the first element's bytes for the truth, not the transfer syntax.
-    if told[0] in _KNOWN if implicit else not _KNOWN.issuperset(told):
+    if next(iter(told)) in _KNOWN if implicit else not _KNOWN.issuperset(told):
         return None
     values, view = {}, memoryview(data)
     for keyword, (key, vr) in _WANTED.items():
@@ -84,7 +89,7 @@ def plain_header(data: Bytes, elements: Elements, implicit: bool) -> PlainHeader
         if value is None:
             return None
         values[keyword] = value
-    if _REGION in elements and not values.get("BodyPartExamined"):
+    if REGION in elements and not values.get("BodyPartExamined"):
         return None
     return PlainHeader(values)
 

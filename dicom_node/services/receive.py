@@ -151,7 +151,7 @@ class Intake:
             _see_held_file(node, arrival, known, body)
             return Outcome.DUPLICATE
         held = node.instances.path(known.path)
-        if same_content(held, bytes(body), arrival.transfer_syntax):
+        if same_content(held, known.transfer_syntax, body, arrival.transfer_syntax):
             return Outcome.OTHER_ENCODING
         _quarantine(node, arrival, known, digest, body)
         raise ConflictingInstance("held with other content", arrival.sop_instance_uid)
@@ -323,6 +323,7 @@ class _Known:
     id: int | None
     path: str
     sha256: str
+    transfer_syntax: str
     purging_at: datetime | None
 
     @property
@@ -339,6 +340,7 @@ _KNOWN = (
         Instance.id,
         Instance.path,
         Instance.sha256,
+        Instance.transfer_syntax,
         Instance.purging_at,
     )
     .select_from(Association)

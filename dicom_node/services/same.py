@@ -1,14 +1,15 @@
 """Owns the question whether two encodings hold the same instance; decodes to answer it.
 
-A PACS that forwards may recompress losslessly. Refuses to know rows; says no when in doubt. Pixels
-are decoded in a child process, ``python -m dicom_node.services.same FILE SYNTAX`` with the other
-data set on stdin: what a decoder does not survive ends no listener.
+A PACS that forwards may recompress losslessly. Refuses to know rows; says no when in doubt. Both
+are parsed and decoded in a child process, ``python -m dicom_node.services.same FILE SYNTAX`` with
+the other data set on stdin: what a parser or decoder does not survive ends no listener.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from io import BytesIO
 from pathlib import Path
 
@@ -18,19 +19,23 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
-from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from dicom_node.errors import Unavailable
 from dicom_node.services.children import confine
 from dicom_node.services.headers import MAXIMUM_PIXEL_BYTES
 
 _PATIENCE = 60.0
-"""Seconds for the child; a sender waits for its answer as long."""
+"""Seconds for the child, and for its turn; a sender waits for its answer as long."""
 
 _MEMORY = 4 << 30
 """Bytes that the child may ask for."""
 
 _SAME = 77
 """Its exit status for yes: none that an accident gives."""
+
+_one_child = threading.Lock()
+"""Senders of what is held already get the memory for one between them."""
 
 # What an encoding, not the content, decides.
 _OF_ENCODING = {
@@ -46,23 +51,27 @@ _OF_ENCODING = {
 }
 
 
-def same_content(held: Path, dataset: bytes, transfer_syntax: str) -> bool:
+def same_content(
+    held: Path, held_syntax: str, dataset: bytes | memoryview, transfer_syntax: str
+) -> bool:
     """True when header and decoded pixels agree and only the transfer syntax differs.
 
     Args:
         held: the Part 10 file that we have.
+        held_syntax: its transfer syntax.
         dataset: the newcomer, encoded, without file meta information.
         transfer_syntax: the newcomer's.
+
+    Raises:
+        Unavailable: others are compared, and it takes too long to wait for them.
     """
+    if transfer_syntax in (held_syntax, DeflatedExplicitVRLittleEndian):
+        return False
+    if not _one_child.acquire(timeout=_PATIENCE):
+        raise Unavailable("other instances that are held already are being compared")
     try:
-        ours = dcmread(held)
-        syntax = UID(transfer_syntax)
-        if ours.file_meta.TransferSyntaxUID == syntax or syntax.is_deflated:
-            return False
-        if _header(ours) != _header(_parsed(dataset, syntax)):
-            return False
         child = subprocess.run(
-            [sys.executable, "-m", "dicom_node.services.same", str(held), str(syntax)],
+            [sys.executable, "-m", "dicom_node.services.same", str(held), transfer_syntax],
             input=dataset,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -70,8 +79,10 @@ def same_content(held: Path, dataset: bytes, transfer_syntax: str) -> bool:
             check=False,
         )
         return child.returncode == _SAME
-    except Exception:  # whatever a parser raises: what cannot be compared is not the same
+    except (OSError, subprocess.TimeoutExpired):  # what cannot be compared is not the same
         return False
+    finally:
+        _one_child.release()
 
 
 def _parsed(dataset: bytes, syntax: UID) -> Dataset:
@@ -108,8 +119,9 @@ def _same_pixels(ours: Dataset, theirs: Dataset) -> bool:
 def main(held: str, transfer_syntax: str) -> int:
     """In the child: exit status of the answer."""
     confine(_MEMORY)
+    ours = dcmread(held)
     theirs = _parsed(sys.stdin.buffer.read(), UID(transfer_syntax))
-    return _SAME if _same_pixels(dcmread(held), theirs) else 1
+    return _SAME if _header(ours) == _header(theirs) and _same_pixels(ours, theirs) else 1
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from dicom_node import faults
 from dicom_node.errors import NotFound, OutOfSpace, Unavailable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_LOOK_EVERY = 4 << 20
+"""Bytes of a file after which the reserve is looked at again: many may be written at once."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,18 @@ class Folder:
             Unavailable: any other failure of the disk.
         """
         with self.translated():
-            if self.reserve and shutil.disk_usage(self.root).free < self.reserve:
-                raise OutOfSpace(f"less than {self.reserve >> 20} MiB free in {self.root}")
+            self.look()
         return Draft(self, head)
+
+    def look(self) -> None:
+        """See that the reserve is free.
+
+        Raises:
+            OutOfSpace: it is not.
+            OSError: the disk cannot say.
+        """
+        if self.reserve and shutil.disk_usage(self.root).free < self.reserve:
+            raise OutOfSpace(f"less than {self.reserve >> 20} MiB free in {self.root}")
 
     def write(self, suffix: str, head: bytes, body: bytes | Iterable[bytes | memoryview]) -> Stored:
         """Write ``head`` then ``body`` durably under a new name; the digest is of ``body`` only.
@@ -151,7 +162,7 @@ class Draft:
     """
 
     def __init__(self, folder: Folder, head: bytes) -> None:
-        self._folder, self._head, self._size = folder, len(head), 0
+        self._folder, self._head, self._size, self._looked = folder, len(head), 0, 0
         self._digest, self._unique = sha256(), uuid4().hex
         self._path = folder.root / "incoming" / f"{folder.owner}.{self._unique}"
         self._file: FileIO | None = None
@@ -173,7 +184,7 @@ class Draft:
         """Add bytes.
 
         Raises:
-            OutOfSpace: the disk is full.
+            OutOfSpace: the disk is full, or has fallen below the reserve.
             Unavailable: any other failure of the disk.
         """
         self._digest.update(piece)
@@ -227,7 +238,10 @@ class Draft:
 
     def _append(self, file: FileIO, piece: memoryview) -> None:
         while piece:
-            count = file.write(piece) or 0
+            if self._size - self._looked >= _LOOK_EVERY:
+                self._folder.look()
+                self._looked = self._size
+            count = file.write(piece[:_LOOK_EVERY]) or 0
             self._size += count
             piece = piece[count:]
 

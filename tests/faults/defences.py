@@ -133,10 +133,26 @@ DEFENCES = [
     Defence(
         3,
         "a failed fsync is an error",
-        _INGEST + "03_an_fsync_that_fails_is_answered_0xa700_and_never_trusted",
+        _INGEST + "03_an_fsync_that_fails_is_answered_0xa700_and_never_trusted[file]",
         _FILES,
         "                os.fsync(self._open.fileno())",
         "                with suppress(OSError): os.fsync(self._open.fileno())",
+    ),
+    Defence(
+        3,
+        "a failed fsync of the directory is an error",
+        _INGEST + "03_an_fsync_that_fails_is_answered_0xa700_and_never_trusted[directory]",
+        _FILES,
+        "                _sync_directory(final.parent)",
+        "                with suppress(OSError): _sync_directory(final.parent)",
+    ),
+    Defence(
+        4,
+        "the reserve is looked at while a file grows",
+        _INGEST + "04_the_reserve_is_left_alone_by_what_is_larger_than_what_is_free",
+        _FILES,
+        "                self._folder.look()",
+        "                pass",
     ),
     Defence(
         4,
@@ -237,6 +253,16 @@ DEFENCES = [
         ((_STORAGE, "        if self._size > 2 * self._limit:", "        if False:"),),
     ),
     Defence(
+        10,
+        "a message that has begun gets on",
+        _WIRE
+        + "10_who_holds_up_the_listener_is_cut_off_and_nobody_waits_for_him"
+        + "[fragments now and then]",
+        _ACCEPTOR,
+        "        slow = self._taken / SLOWEST - self._waited",
+        "        slow = 0.0",
+    ),
+    Defence(
         11,
         "an exception of the decoder ends one association",
         _WIRE + "11_mutated_pdus_and_data_sets_end_no_thread[2000]",
@@ -270,6 +296,30 @@ DEFENCES = [
         _HEADERS,
         "inflater.decompress(data, MAXIMUM_INFLATED)",
         "inflater.decompress(data)",
+    ),
+    Defence(
+        12,
+        "elements have a cap",
+        _WIRE + "12_items_that_nobody_asks_for_cost_nobody_time_or_memory[more]",
+        _HEADERS,
+        "        self.budget = iter(range(MAXIMUM_ELEMENTS))",
+        "        self.budget = iter(range(1 << 40))",
+    ),
+    Defence(
+        12,
+        "what nobody asks for is not parsed",
+        _WIRE + "12_items_that_nobody_asks_for_cost_nobody_time_or_memory[as many as may be]",
+        _HEADERS,
+        "read_dataset(BytesIO(_only(walk, top)), walk.implicit, True)",
+        "read_dataset(BytesIO(bytes(walk.data)), walk.implicit, True)",
+    ),
+    Defence(
+        12,
+        "messages are measured before they are parsed",
+        _WIRE + "12_a_message_of_items_without_end_is_refused",
+        "dicom_node.listener.measured",
+        "                size = measure(",
+        "                size = 0 and measure(",
     ),
     Defence(
         12,

@@ -30,19 +30,26 @@ from tests.faults.invariants import (
     i1,
     i4,
     i5,
+    i6,
     memory,
     push,
     sent,
     slice_of,
 )
 from tests.faults.wire import (
+    CREATE,
     DEFLATED,
+    EXPLICIT,
+    MPPS,
+    SOME_DATA,
     VERIFICATION,
     Gone,
     Wire,
     associate_rq,
+    command_set,
     echo_rq,
     echo_seconds,
+    fragments,
     p_data,
     pdu,
     store_rq,
@@ -52,6 +59,8 @@ from tests.servers import eventually, free_port
 
 PATIENCE = 1.5
 """Seconds that the node gives a peer to finish what it began."""
+USUAL = 15.0
+"""Seconds that a study takes from its first byte until it is closed, on a busy machine."""
 MB = 1 << 20
 
 
@@ -69,10 +78,12 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             "association_timeout": PATIENCE,
             "idle_timeout": PATIENCE,
             "maximum_connections": 64,
+            "maximum_connections_per_address": 64,
             "maximum_associations": 24,
             "maximum_object_mb": 8,
         },
         worker={"lease": 4},
+        broker={"url": "redis://127.0.0.1:1/0", "socket_timeout": 0.2},
     ) as node:
         yield node
 
@@ -176,12 +187,26 @@ def pipelined_flood(port: int) -> list[Wire]:
     return [wire]
 
 
-def _pour(wire: Wire, piece: bytes) -> None:
+def fragments_now_and_then(port: int) -> list[Wire]:
+    """Of a byte each: of a command set, and of a data set."""
+    wires = [Wire(port), Wire(port)]
+    for wire, command in zip(wires, (True, False), strict=True):
+        assert wire.associate()
+        request = store_rq(dicoms.CT, "1.2.3")
+        if not command:
+            wire.send(p_data(3, request, command=True))
+        piece = p_data(3, request[:1], command=command, last=False)
+        threading.Thread(target=_pour, args=(wire, piece, 0.2), daemon=True).start()
+    return wires
+
+
+def _pour(wire: Wire, piece: bytes, pause: float = 0) -> None:
     """Until the node has enough."""
     until = time.monotonic() + 30
     with suppress(Gone):
         while time.monotonic() < until:
             wire.send(piece)
+            time.sleep(pause)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +217,7 @@ def _pour(wire: Wire, piece: bytes) -> None:
         a_byte_now_and_then,
         four_gibibytes,
         endless_fragments,
+        fragments_now_and_then,
         pipelined_flood,
     ],
     ids=lambda attack: attack.__name__.replace("_", " "),
@@ -208,6 +234,30 @@ def test_row_10_who_holds_up_the_listener_is_cut_off_and_nobody_waits_for_him(
     for wire in wires:
         wire.sock.close()
     assert push(gate, slice_of("row 10", attack.__name__)) == [0]
+    assert not i6(gate, USUAL)
+
+
+def test_row_10_objects_that_nobody_waits_for_wait_in_the_network(gate: Running) -> None:
+    """A flood of C-STOREs without a look at the answers: each is stored before the next is read."""
+    images = [slice_of("row 10 flood", n, pixels=dicoms.phantom((256, 256))) for n in range(20)]
+    wire = Wire(gate.port)
+
+    def flood() -> None:
+        with suppress(Gone):
+            while True:
+                for image in images:
+                    wire.request(image.sop_class, image.uid, image.data)
+
+    thread = threading.Thread(target=flood)
+    with others_are_served(gate, grown=32 * MB):
+        assert wire.associate()
+        thread.start()
+        time.sleep(3)
+        wire.sock.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    wire.sock.close()
+    assert gate.rows(Instance, Instance.sop_instance_uid == images[0].uid)
+    assert not i6(gate, USUAL)
 
 
 def _is_cut(wire: Wire, until: float) -> bool:
@@ -261,6 +311,48 @@ def test_row_12_a_data_set_that_inflates_without_end_is_refused(gate: Running) -
         answers = in_parallel(*[lambda: refused_or_not(gate, bad, DEFLATED)] * 8)
     assert answers == [0xC002] * 8
     assert gate.logged("instance refused", sop_instance_uid=instance.uid)
+
+
+def _items(number: int, tag: int = 0x52009230) -> bytes:
+    """A sequence of so many empty items, by default of functional groups a frame."""
+    begin = struct.pack("<HH2sHL", tag >> 16, tag & 0xFFFF, b"SQ", 0, 0xFFFFFFFF)
+    return begin + struct.pack("<HHL", 0xFFFE, 0xE000, 0) * number + _END_OF_ITEMS
+
+
+_END_OF_ITEMS = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "grown"),
+    [(400_000, 0, 64 * MB), (4_000_000, 0xC002, 256 * MB)],
+    ids=["as many as may be", "more"],
+)
+def test_row_12_items_that_nobody_asks_for_cost_nobody_time_or_memory(
+    gate: Running, number: int, status: int, grown: int
+) -> None:
+    """A few thousand bytes, once deflated. Four at once take no more memory than one."""
+    instance = slice_of("row 12 items", number)
+    at = instance.data.index(b"\xe0\x7f\x10\x00")
+    squeeze = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = squeeze.compress(instance.data[:at] + _items(number) + instance.data[at:])
+    instance.data = bomb + squeeze.flush()
+    with others_are_served(gate, grown):
+        answers = in_parallel(*[lambda: refused_or_not(gate, instance, DEFLATED)] * 4)
+    assert answers == [status] * 4
+
+
+def test_row_12_a_message_of_items_without_end_is_refused(gate: Running) -> None:
+    command = command_set(
+        sop_class=MPPS, field=CREATE, message=1, data_set=SOME_DATA, sop_instance=uid("row 12 step")
+    )
+    wire = Wire(gate.port, contexts=((MPPS, (EXPLICIT,)),))
+    with others_are_served(gate, grown=128 * MB), wire:
+        assert wire.associate()
+        wire.send(p_data(1, command, command=True))
+        wire.send(b"".join(fragments(1, _items(1_900_000, 0x00400340))))
+        assert wire.status() == 0x0110
+        wire.release()
+    assert gate.logged("message refused", reason="more than 500000 elements and items")
 
 
 @pytest.mark.parametrize("depth", [70, 300])

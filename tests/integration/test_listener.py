@@ -41,7 +41,7 @@ from dicom_node.errors import (
 from dicom_node.listener.server import Door, bind, serve
 from dicom_node.settings import ListenerSettings
 from tests import dicoms
-from tests.faults.wire import associate_rq
+from tests.faults.wire import Wire, associate_rq, fragments, p_data, store_rq
 from tests.listening import NODE, MemoryInbox, listening
 
 CT = dicoms.CT
@@ -319,6 +319,23 @@ def test_an_idle_association_is_aborted() -> None:
         assert until(lambda: inbox.closed == [(1, True)])
 
 
+def test_a_slow_line_is_waited_for() -> None:
+    """As long as what comes is more than nothing: here the whole takes four times the idle time."""
+    inbox, data = MemoryInbox(), b"x" * 20_000
+    with (
+        listening(inbox, idle_timeout=0.5) as port,
+        Wire(port, called=NODE.encode()) as wire,
+    ):
+        assert wire.associate()
+        wire.send(p_data(3, store_rq(CT, "1.2.3"), command=True))
+        for piece in fragments(3, data, 1000):
+            time.sleep(0.1)
+            wire.send(piece)
+        assert wire.status() == 0x0000
+        wire.release()
+    assert inbox.received[0].dataset == data
+
+
 def test_stopping_lets_a_running_association_finish(tmp_path: Path) -> None:
     inbox, path, stop = MemoryInbox(), ct_file(tmp_path), threading.Event()
     with listening(inbox, stop=stop, drain=5) as port, associated(port) as association:
@@ -358,7 +375,8 @@ def _sever(association: Association) -> None:
 )
 def test_fifty_clients_that_stall_hold_up_nobody(opening: bytes) -> None:
     with ExitStack() as stack:
-        port = stack.enter_context(listening(MemoryInbox(), association_timeout=1.5))
+        limits = {"association_timeout": 1.5, "maximum_connections_per_address": 64}
+        port = stack.enter_context(listening(MemoryInbox(), **limits))
         stalling = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(50)
         ]
@@ -376,6 +394,19 @@ def test_stalling_clients_give_way_when_all_places_are_taken() -> None:
         for _ in range(20):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         assert max(echo_seconds(port) for _ in range(3)) < 1
+
+
+def test_by_default_one_address_cannot_take_the_places_of_all_associations() -> None:
+    inbox = MemoryInbox(addresses=("127.0.0.1", "127.0.0.2"))
+    with ExitStack() as stack:
+        port = stack.enter_context(listening(inbox))
+        for _ in range(70):
+            one = socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0))
+            stack.enter_context(one)
+            with suppress(OSError):
+                one.sendall(associate_rq(called=NODE.encode()))
+                one.recv(6)
+        assert echo_seconds(port) < 1
 
 
 def test_one_byte_now_and_then_does_not_pass_the_deadline() -> None:

@@ -6,13 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pydicom
 import pytest
 from pydicom import Dataset
@@ -31,7 +32,7 @@ from dicom_node.errors import (
     Unavailable,
     UnreadableDataSet,
 )
-from dicom_node.services import peers, receive, registry
+from dicom_node.services import peers, receive, registry, same
 from dicom_node.services.alerts import list_alerts
 from dicom_node.services.context import Node
 from dicom_node.services.processes import bury
@@ -202,6 +203,37 @@ def test_another_encoding_of_the_same_content_is_acknowledged(
     assert receive_instance(sqlite_node, second) is Outcome.OTHER_ENCODING
     assert len(files_of(sqlite_node)) == 1
     assert one(sqlite_node, Instance).transfer_syntax == encodings[0]
+
+
+def test_of_many_other_encodings_at_once_one_is_compared_at_a_time(sqlite_node: Node) -> None:
+    arrive(sqlite_node, ct_slice())
+    again = request(compressed(ct_slice()), opened(sqlite_node))
+    done, children = threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            lines = (" ".join(child.cmdline()) for child in psutil.Process().children())
+            with suppress(psutil.NoSuchProcess):
+                children.append(sum("dicom_node.services.same" in line for line in lines))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    outcomes = in_parallel([partial(receive_instance, sqlite_node, again)] * 3)
+    done.set()
+    watching.join()
+    assert outcomes == [Outcome.OTHER_ENCODING] * 3
+    assert max(children) == 1
+
+
+def test_who_cannot_be_compared_in_time_is_told_to_come_again(
+    sqlite_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than taken for other content."""
+    arrive(sqlite_node, ct_slice())
+    monkeypatch.setattr(same, "_PATIENCE", 0.1)
+    with same._one_child, pytest.raises(Unavailable):
+        arrive(sqlite_node, compressed(ct_slice()))
+    assert count(sqlite_node, Quarantined) == 0
 
 
 def test_a_lossy_encoding_is_other_content(sqlite_node: Node) -> None:

@@ -7,6 +7,7 @@ from dicom_node.listener.commitment import Request, _parse, _report
 from tests import dicoms
 
 A, B = ("1.2.1", "1.2.3.1"), ("1.2.1", "1.2.3.2")
+BOTH = {A[1]: A[0], B[1]: B[0]}
 
 
 def information(*references: tuple[str, str], transaction: str | None = "1.9") -> Dataset:
@@ -21,13 +22,19 @@ def information(*references: tuple[str, str], transaction: str | None = "1.9") -
 
 
 def test_a_request_names_its_transaction_and_instances() -> None:
-    assert _parse("CT1", information(A, B)) == Request("CT1", "1.9", (A, B))
+    assert _parse("CT1", information(A, B)) == Request("CT1", "1.9", BOTH)
 
 
 @pytest.mark.parametrize(
     "ds",
-    [Dataset(), information(), information(A, transaction=None), information(("x", "1.2"))],
-    ids=["empty", "no instances", "no transaction", "no uid"],
+    [
+        Dataset(),
+        information(),
+        information(A, transaction=None),
+        information(("x", "1.2")),
+        information(A, B, ("1.2.2", A[1])),
+    ],
+    ids=["empty", "no instances", "no transaction", "no uid", "of two classes"],
 )
 def test_an_incomplete_request_is_none(ds: Dataset) -> None:
     assert _parse("CT1", ds) is None
@@ -40,21 +47,21 @@ def uids(items: list[Dataset] | None) -> list[str]:
 @pytest.mark.parametrize(
     ("held", "event_type", "kept", "lost"),
     [
-        ({A, B}, 1, [A[1], B[1]], []),
-        ({A}, 2, [A[1]], [B[1]]),
-        (set(), 2, [], [A[1], B[1]]),
-        ({("1.2.2", A[1]), B}, 2, [B[1]], [A[1]]),  # held as another SOP class
+        (BOTH, 1, [A[1], B[1]], {}),
+        ({A[1]: A[0]}, 2, [A[1]], {B[1]: 0x0112}),
+        ({}, 2, [], {A[1]: 0x0112, B[1]: 0x0112}),
+        (BOTH | {A[1]: "1.2.2"}, 2, [B[1]], {A[1]: 0x0119}),  # held as another SOP class
     ],
 )
 def test_the_report_says_what_is_held_and_what_is_not(
-    held: set[tuple[str, str]], event_type: int, kept: list[str], lost: list[str]
+    held: dict[str, str], event_type: int, kept: list[str], lost: dict[str, int]
 ) -> None:
-    kind, report = _report(Request("CT1", "1.9", (A, B)), held)
+    kind, report = _report(Request("CT1", "1.9", BOTH), held)
     assert kind == event_type
     assert report.TransactionUID == "1.9"
     assert uids(report.get("ReferencedSOPSequence")) == kept
-    assert uids(report.get("FailedSOPSequence")) == lost
-    assert all(item.FailureReason == 0x0112 for item in report.get("FailedSOPSequence", ()))
+    failed = report.get("FailedSOPSequence", ())
+    assert {i.ReferencedSOPInstanceUID: i.FailureReason for i in failed} == lost
     # PS3.4 table J.3-2: neither sequence may be present and empty
     assert ("ReferencedSOPSequence" in report) == bool(kept)
     assert ("FailedSOPSequence" in report) == bool(lost)

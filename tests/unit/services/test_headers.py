@@ -19,12 +19,15 @@ from pydicom.uid import (
 from dicom_node.errors import IdentifierProblem, OverLimit, RefusedInstance, UnreadableDataSet
 from dicom_node.services import headers
 from dicom_node.services.headers import (
+    MAXIMUM_ELEMENTS,
     check_identity,
     facts_of,
+    measure,
     patient_of,
     read_header,
     study_uid_of,
 )
+from dicom_node.services.plain import key_of
 from tests.arrivals import encode
 from tests.dicoms import code, ct_slice, dx_image, enhanced_ct, item
 
@@ -35,16 +38,22 @@ def facts(dataset: Dataset) -> Any:
     return facts_of(read_header(encode(dataset), EXPLICIT), "sha", "CT1", "NODE")
 
 
+def deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
 def rle(dataset: Dataset) -> Dataset:
     dataset.compress(RLELossless, generate_instance_uid=False)
     return dataset
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
-def test_a_header_is_everything_before_the_pixels(syntax: str) -> None:
-    header = read_header(encode(ct_slice(), syntax), syntax)
+def test_a_header_is_what_is_asked_of_it_and_no_pixels(syntax: str) -> None:
+    dataset = ct_slice(ImageComments="of no use", ReferencedImageSequence=[item()])
+    header = read_header(encode(dataset, syntax), syntax)
     assert header.Rows == 64
-    assert "PixelData" not in header
+    assert not {"PixelData", "ImageComments", "ReferencedImageSequence"} & set(header.dir())
 
 
 def test_an_object_without_pixels_is_read_whole() -> None:
@@ -145,11 +154,6 @@ def test_a_size_that_overflows_32_bits_costs_no_memory() -> None:
     assert (told.rows, told.columns) == (46341, 65535)
 
 
-def deflated(data: bytes) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    return packer.compress(data) + packer.flush()
-
-
 def test_a_deflated_data_set_is_read() -> None:
     data = deflated(encode(ct_slice()))
     assert read_header(data, str(DeflatedExplicitVRLittleEndian)).Rows == 64
@@ -241,11 +245,147 @@ def test_facts_are_what_the_header_says() -> None:
     assert told.is_image
 
 
-def test_an_enhanced_image_tells_by_its_functional_groups() -> None:
-    told = facts(enhanced_ct(4))
+@pytest.mark.parametrize("undefined", [False, True], ids=["defined", "undefined"])
+@pytest.mark.parametrize("unknown", [False, True], ids=["SQ", "UN"])
+@pytest.mark.parametrize("per_frame", [False, True], ids=["shared", "of a frame"])
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_an_enhanced_image_tells_by_its_functional_groups(
+    syntax: str, per_frame: bool, unknown: bool, undefined: bool
+) -> None:
+    """In every encoding of its sequences; the first frame speaks for all."""
+    image = enhanced_ct(4)
+    if per_frame:
+        image.PerFrameFunctionalGroupsSequence[0].update(image.SharedFunctionalGroupsSequence[0])
+        del image.SharedFunctionalGroupsSequence
+    for element in image.iterall():
+        if element.VR == "SQ":
+            element.is_undefined_length = undefined
+            for one in element.value:
+                one.is_undefined_length_sequence_item = undefined
+    if unknown and syntax == EXPLICIT:  # its content is implicit then (PS3.5 6.2.2)
+        groups = {e.tag: e for e in image if e.tag.group == 0x5200}
+        for tag in groups:
+            del image[tag]
+        inner = Dataset()
+        inner._dict.update(groups)
+        data = _with(encode(image), _as_unknown(encode(inner, IMPLICIT), undefined))
+    else:
+        data = encode(image, syntax)
+    told = facts_of(read_header(data, syntax), "sha", "CT1", "NODE")
     assert told.frames == 4
     assert told.thickness_mm == 5.0
     assert told.orientation == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def _as_unknown(implicit: bytes, undefined: bool) -> bytes:
+    """Its top level's elements as UN."""
+    if undefined:  # all that follows is theirs, up to the next
+        heads = [
+            at for at in range(0, len(implicit) - 8) if implicit[at + 4 : at + 8] == b"\xff" * 4
+        ]
+        heads = [at for at in heads if implicit[at : at + 2] == b"\x00\x52"]
+        ends = [*heads[1:], len(implicit)]
+        parts = [
+            (implicit[a : a + 8], implicit[a + 8 : b]) for a, b in zip(heads, ends, strict=True)
+        ]
+    else:
+        parts, at = [], 0
+        while at < len(implicit):
+            (length,) = struct.unpack_from("<L", implicit, at + 4)
+            parts.append((implicit[at : at + 8], implicit[at + 8 : at + 8 + length]))
+            at += 8 + length
+    return b"".join(head[:4] + b"UN\0\0" + head[4:] + value for head, value in parts)
+
+
+def _with(data: bytes, elements: bytes) -> bytes:
+    """Before the pixels."""
+    at = data.index(b"\xe0\x7f\x10\x00")
+    return data[:at] + elements + data[at:]
+
+
+NOTHING = struct.pack("<HHL", 0xFFFE, 0xE000, 0)
+"""An item without content."""
+
+
+def of_items(number: int, keyword: str, defined: bool = False, vr: bytes = b"SQ") -> bytes:
+    """A sequence of so many items of nothing."""
+    end = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    length = number * len(NOTHING) if defined else 0xFFFFFFFF
+    head = struct.pack("<L2s2xL", key_of(keyword), vr, length)
+    return head + NOTHING * number + (b"" if defined else end)
+
+
+@pytest.mark.parametrize("pack", [bytes, deflated], ids=["plain", "deflated"])
+def test_elements_and_items_without_end_are_refused(pack: Any) -> None:
+    syntax = EXPLICIT if pack is bytes else str(DeflatedExplicitVRLittleEndian)
+    keyword = "PerFrameFunctionalGroupsSequence"
+    honest = _with(encode(ct_slice()), of_items(MAXIMUM_ELEMENTS // 2, keyword))
+    assert read_header(pack(honest), syntax).Rows == 64
+    bomb = _with(encode(ct_slice()), of_items(MAXIMUM_ELEMENTS, keyword))
+    with pytest.raises(OverLimit, match="more than 500000 elements"):
+        read_header(pack(bomb), syntax)
+    empty = struct.Struct("<HH2sH").pack
+    bomb = b"".join(empty(0x3001, n & 0xFFFF, b"LO", 0) for n in range(MAXIMUM_ELEMENTS))
+    with pytest.raises(OverLimit, match="more than 500000 elements"):
+        read_header(pack(_with(encode(ct_slice()), bomb)), syntax)
+
+
+@pytest.mark.parametrize("defined", [True, False])
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+        "AnatomicRegionSequence",
+        "ReferencedImageSequence",
+    ],
+)
+def test_pydicom_is_given_no_item_that_nobody_asks_for(keyword: str, defined: bool) -> None:
+    data = _with(encode(ct_slice(BodyPartExamined=None)), of_items(200_000, keyword, defined))
+    header = read_header(data, EXPLICIT)
+    assert len(header.get(keyword, [])) <= 1
+    facts_of(header, "", "CT1", "NODE")
+
+
+def test_a_value_that_pydicom_would_make_millions_of_is_refused() -> None:
+    """Two bytes of length hold no more; implicit VR and some others have four."""
+    long = struct.pack("<L2s2xL", key_of("ImageType"), b"UC", 1 << 20) + b"\\" * (1 << 20)
+    with pytest.raises(OverLimit, match="1048576 bytes in a value"):
+        read_header(long + encode(ct_slice(ImageType=None)), EXPLICIT)
+
+
+# -- messages ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize("undefined", [False, True], ids=["defined", "undefined"])
+def test_a_message_is_measured_wherever_its_items_are(syntax: str, undefined: bool) -> None:
+    references = [item(ReferencedSOPInstanceUID="1.2.3") for _ in range(50)]
+    whole = item(PerformedSeriesSequence=[item(ReferencedImageSequence=references)])
+    for element in whole.iterall():
+        element.is_undefined_length = undefined and element.VR == "SQ"
+    # An element, an item, an element and fifty items with one each; and each has an end.
+    assert measure(encode(whole, syntax), syntax) == 2 + 2 + 2 + 50 * 3 + 1
+
+
+@pytest.mark.parametrize("vr", [b"SQ", b"UN"])
+@pytest.mark.parametrize("defined", [True, False])
+def test_a_message_of_items_without_end_is_refused(vr: bytes, defined: bool) -> None:
+    bomb = of_items(MAXIMUM_ELEMENTS, "ReferencedSOPSequence", defined, vr)
+    with pytest.raises(OverLimit, match="more than 500000 elements"):
+        measure(bomb, EXPLICIT)
+    with pytest.raises(OverLimit, match="more than 500000 values"):
+        measure(struct.pack("<LL", key_of("TransactionUID"), 1 << 20) + b"\\" * (1 << 20), IMPLICIT)
+
+
+def test_a_message_that_cannot_be_walked_is_refused() -> None:
+    with pytest.raises(UnreadableDataSet, match="truncated"):
+        measure(of_items(3, "ReferencedSOPSequence")[:-3], EXPLICIT)
+    odd = of_items(3, "ReferencedSOPSequence", True).replace(
+        NOTHING, b"\xfe\xff\x01\xe0" + bytes(4)
+    )
+    with pytest.raises(UnreadableDataSet, match="something else than items"):
+        measure(odd, EXPLICIT)
 
 
 def test_a_coded_region_stands_in_for_the_body_part() -> None:
