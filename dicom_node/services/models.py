@@ -32,6 +32,8 @@ from inference.errors import BundleError
 
 SHIPPED = Path(dicom_node.__file__).parent / "bundles"
 """The bundles that come with the package."""
+CHECK_SECONDS = 600
+"""How long the check of all bundles that are added at once may take."""
 
 
 def bundle_folder(node: Node, digest: str) -> Path:
@@ -114,10 +116,18 @@ def verify(paths: Sequence[Path], device: str = "cpu") -> list[dict[str, Any]]:
     """Load bundles and run their golden examples in a child process, so that we load no torch.
 
     Raises:
-        BundleError: one cannot be loaded, or computes something else than it says.
+        BundleError: one cannot be loaded, computes something else than it says, or takes too long.
     """
     command = [sys.executable, "-m", "dicom_node.worker.verify", device, *map(str, paths)]
-    child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    try:
+        child = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=CHECK_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise BundleError(
+            f"the check was not done after {CHECK_SECONDS:g} s: try again when the machine is less "
+            "busy, one bundle at a time"
+        ) from None
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines()
         raise BundleError(lines[-1] if lines else f"the check ended with {child.returncode}")

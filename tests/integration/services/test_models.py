@@ -54,6 +54,15 @@ def test_a_bundle_is_checked_kept_staged_and_runs_once_active(
     assert (one(node, Job).state, count(node, Result)) == ("done", 2)
 
 
+def test_a_check_that_does_not_end_is_refused_and_says_what_to_do(
+    sqlite_node: Node, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "CHECK_SECONDS", 0.1)
+    with pytest.raises(ConfigurationError, match=r"not done after 0.1 s: .*one bundle at a time"):
+        add_model(sqlite_node, tiny_bundle.path)
+    assert (kept(sqlite_node), count(sqlite_node, Model)) == ([], 0)
+
+
 def test_a_zip_is_as_good_and_adding_again_changes_nothing(
     sqlite_node: Node, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
