@@ -67,6 +67,8 @@ AT_ONCE = 20
 """Data sets on one association."""
 GROWTH = 96 << 20
 """Bytes by which the listener may have grown at the end."""
+STEADY = 32 << 20
+"""And of them in the second half: a kilobyte kept of each message would be more in 100,000."""
 
 
 @dataclass
@@ -312,6 +314,8 @@ def _judge(
         report.problems.append("threads are left over")
     if report.memory[1] - report.memory[0] > GROWTH:
         report.problems.append("the listener has grown")
+    if report.memory[1] - report.tenths()[5] > STEADY:
+        report.problems.append("the listener goes on growing")
     if slow := [s for s in report.echoes if s > 1]:
         report.problems.append(f"{len(slow)} of {len(report.echoes)} echoes took over a second")
     said = node.log_text()[log:]
