@@ -22,7 +22,7 @@ from dicom_node.domain.profile import DEFAULT, Encoding, Layout, Profile
 from dicom_node.domain.study import StudyState
 from dicom_node.errors import ResultError, Unavailable
 from dicom_node.services import claims, forms
-from dicom_node.services.alerts import alert_once, fault
+from dicom_node.services.alerts import alert_once, fault, resolve_alerts
 from dicom_node.services.context import Node
 from dicom_node.services.jobs import PATIENCE, is_ready
 from dicom_node.services.predictions import Told, keep, new_context
@@ -33,6 +33,8 @@ from inference.errors import BundleError, ReadingError
 from inference.reading import read_files
 from inference.types import ImageStack, Prediction
 
+PURGED, UNLOADABLE, NOT_KEPT = "images purged", "model not loadable", "results not kept"
+"""Kinds of the alerts on what jobs wait for; the next that is done shows that it is over."""
 SOON = timedelta(seconds=5)
 """How long one waits whose database was away amid its run."""
 
@@ -72,7 +74,7 @@ def run_jobs(node: Node, engines: Engines, queues: Sequence[str]) -> int:
     for job in claimed:
         if any(i.instance.purging_at for i in job.row.inputs):
             text = "its images were purged; it runs when the study was sent again"
-            _wait(node, job, "images purged", f"job {job.row.id}", text)
+            _wait(node, job, PURGED, f"job {job.row.id}", text)
             continue
         try:
             readable.append((job, read_files(job.files)))
@@ -130,7 +132,7 @@ def _predict(node: Node, engines: Engines, readable: Sequence[tuple[Claimed, Ima
     except BundleError as error:
         for job, _ in readable:
             name = job.row.model.name
-            _wait(node, job, "model not loadable", name, f"the model cannot be loaded: {error}")
+            _wait(node, job, UNLOADABLE, name, f"the model cannot be loaded: {error}")
         return
     except Exception as error:  # whatever a network makes of an odd stack: it is that stack's fault
         if len(readable) > 1:
@@ -203,7 +205,7 @@ def _finish(
         objects = forms.write(node, job.row, told, wanted, (lambda: stack) if stack else None)
     except Unavailable as error:  # a full disk is no fault of the job
         _discard(node, kept, objects)
-        _wait(node, job, "results not kept", "results", str(error))
+        _wait(node, job, NOT_KEPT, "results", str(error))
         return
     except Exception as error:  # what libraries raise on headers that they do not expect
         _discard(node, kept, objects)
@@ -231,6 +233,13 @@ def _finish(
                     if layout := layouts.get(destination.destination):
                         destination.layout = [str(form) for form in layout]
                 forms.queue(session, row, node)
+                over = (
+                    (PURGED, f"job {row.id}"),
+                    (UNLOADABLE, row.model.name),
+                    (NOT_KEPT, "results"),
+                )
+                for kind, subject in over:
+                    resolve_alerts(session, node.now(), kind, subject)
             faults.step("commit", "job")
     except CommitUnknown:
         raise  # the rows may exist: the files stay, reconciliation removes them if they do not

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from io import FileIO
 from mmap import ACCESS_READ, mmap
@@ -102,13 +101,6 @@ class Folder:
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise NotFound("file", name)
         return path
-
-    def modified(self, name: str) -> datetime:
-        """When a stored file was written; now, where it has just gone."""
-        try:
-            return datetime.fromtimestamp(self.path(name).stat().st_mtime, UTC)
-        except OSError:
-            return datetime.now(UTC)
 
     def remove(self, name: str) -> None:
         """Remove a file that no row names."""

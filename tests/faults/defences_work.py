@@ -193,7 +193,7 @@ DEFENCES = [
         _SCHEDULING + "20_a_clock_that_jumps_while_a_commit_waits_costs_no_file[sqlite]",
         _SCHEDULE,
         "            if now - first < GRACE:",
-        "            if (node.now() - folder.modified(name)).total_seconds() < GRACE:",
+        "            if node.now().timestamp() - path.stat().st_mtime < GRACE:",
     ),
     Defence(
         30,

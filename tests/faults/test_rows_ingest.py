@@ -194,6 +194,7 @@ def calls(output: Path) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.sqlite
 def test_row_02_file_directory_and_row_are_on_disk_before_the_answer_is_sent(
     ward: Running, tmp_path: Path
 ) -> None:
@@ -359,6 +360,7 @@ def test_row_04_the_reserve_is_left_alone_by_what_is_larger_than_what_is_free(
 # 5
 
 
+@pytest.mark.sqlite
 def test_row_05_a_full_database_is_answered_0xa700_and_the_file_goes(
     ward: Running, tmp_path: Path
 ) -> None:
@@ -378,6 +380,7 @@ def test_row_05_a_full_database_is_answered_0xa700_and_the_file_goes(
     assert not i4(ward)
 
 
+@pytest.mark.sqlite
 def test_row_05_a_row_that_the_disk_did_not_confirm_finds_its_file_after_a_crash(
     tmp_path: Path,
 ) -> None:
@@ -402,6 +405,7 @@ def test_row_05_a_row_that_the_disk_did_not_confirm_finds_its_file_after_a_crash
 
 
 @pytest.mark.slow
+@pytest.mark.sqlite
 def test_row_05_a_locked_database_is_answered_0xa700_and_loses_nothing(ward: Running) -> None:
     """Another process holds SQLite's lock for longer than a writer waits, and than the sender."""
     instance, ledger = slice_of("row 5 locked"), Ledger()

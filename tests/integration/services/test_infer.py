@@ -345,6 +345,7 @@ def test_a_full_disk_makes_jobs_wait_and_is_not_counted(
     assert [a["kind"] for a in list_alerts(local)] == ["results not kept"]
     assert run_jobs(local, engines, ANY) == 1
     assert (one(local, Job).state, count(local, Result)) == ("done", 2)
+    assert list_alerts(local) == []
 
 
 def test_an_error_of_a_library_is_told_without_its_words(

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -182,11 +181,3 @@ def test_removing_twice_is_no_fault(folder: Folder) -> None:
     folder.remove(name)
     folder.remove(name)
     assert list(folder.names()) == []
-
-
-def test_the_age_of_a_file_is_told_and_one_that_is_gone_is_new(folder: Folder) -> None:
-    name = folder.write("", b"", b"x").name
-    old = datetime.now(UTC) - timedelta(hours=3)
-    os.utime(folder.path(name), (old.timestamp(), old.timestamp()))
-    assert abs(folder.modified(name) - old) < timedelta(seconds=1)
-    assert datetime.now(UTC) - folder.modified("aa/gone") < timedelta(seconds=5)
