@@ -21,9 +21,9 @@ demo: $(VENV)/.installed
 view: $(VENV)/.installed-dev services
 	@$(BIN)/python -m tests.viewer.view $(if $(STUDY),"$(STUDY)")
 
-# What holds seconds or bytes against a limit runs alone, after the others, which run two side by
-# side, a thread each.
-ALONE := tests/benchmarks tests/faults/test_rows_wire.py tests/faults/test_shutdown.py \
+# What holds seconds or bytes against a limit, and the browser, run alone, after the others, which run
+# two side by side, a thread each.
+ALONE := tests/benchmarks tests/acceptance/test_viewer.py tests/faults/test_rows_wire.py tests/faults/test_shutdown.py \
 	$(addprefix tests/integration/test_,listener.py tls.py)
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 

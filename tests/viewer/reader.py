@@ -29,7 +29,7 @@ _FLAGS = (
 ).split()
 """WebGL by software where there is no graphics card; and no talk with anybody but the page."""
 
-_PATIENCE = 30_000.0
+_PATIENCE = 120_000.0
 """Milliseconds that OHIF may take for one step, on a busy machine."""
 
 _BORDER = 3
