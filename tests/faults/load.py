@@ -62,7 +62,7 @@ class Modalities:
                     self._push(self.owed.popleft())
                 continue
             if self.waiting.is_set():
-                time.sleep(0.2)
+                time.sleep(0.2)  # more is under way than the node gets done
                 continue
             number += 1
             self._new(rng, (self.report.seed, sender, number))
@@ -109,7 +109,7 @@ class Modalities:
         if instance.uid not in self.ledger.acknowledged:
             self.report.refused["no answer" if status is None else f"0x{status:04X}"] += 1
             self.owed.append(instance)
-            time.sleep(0.3)
+            time.sleep(0.3)  # a modality does not try again at once
 
     def _conflict(self, old: Sent, name: tuple[int, ...]) -> None:
         """Another picture under a UID that is acknowledged: to be refused, never to replace it."""

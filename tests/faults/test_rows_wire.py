@@ -252,7 +252,7 @@ def test_row_10_objects_that_nobody_waits_for_wait_in_the_network(gate: Running)
     with others_are_served(gate, grown=32 * MB):
         assert wire.associate()
         thread.start()
-        time.sleep(3)
+        time.sleep(3)  # of flood, while echoes are timed
         wire.sock.shutdown(socket.SHUT_RDWR)
         thread.join()
     wire.sock.close()

@@ -361,15 +361,18 @@ def test_a_disk_that_is_full_takes_nothing(sqlite_url: str, tmp_path: Path) -> N
     assert nothing_kept(full)
 
 
+def node_on(url: str, folder: Path) -> Node:
+    """One that connects as the constants of the moment say, and keeps no space free."""
+    return make_node(
+        folder, storage={"folder": folder, "database": url}, listener={"reserve_mb": 0}
+    )
+
+
 def test_a_locked_database_is_unavailable_and_no_file_stays(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
-    node = make_node(
-        tmp_path / "n",
-        storage={"folder": tmp_path / "n", "database": sqlite_url},
-        listener={"reserve_mb": 0},
-    )
+    node = node_on(sqlite_url, tmp_path / "n")
     association = opened(node)
     with node.database.transaction() as session:
         session.execute(text("SELECT 1"))  # it holds the one write lock
@@ -392,11 +395,7 @@ def test_a_locked_database_is_unavailable_and_no_file_stays(
 
 @pytest.fixture
 def postgresql_node(postgresql_url: str, tmp_path: Path) -> Node:
-    return make_node(
-        tmp_path / "n",
-        storage={"folder": tmp_path / "n", "database": postgresql_url},
-        listener={"reserve_mb": 0},
-    )
+    return node_on(postgresql_url, tmp_path / "n")
 
 
 def test_a_server_that_is_away_is_unavailable(
@@ -422,11 +421,7 @@ def test_row_05_a_locked_table_is_unavailable_and_no_file_stays(
 ) -> None:
     """Somebody holds it for longer than a writer waits; all that come meanwhile hear so."""
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.5)
-    node = make_node(
-        tmp_path / "n",
-        storage={"folder": tmp_path / "n", "database": postgresql_url},
-        listener={"reserve_mb": 0},
-    )
+    node = node_on(postgresql_url, tmp_path / "n")
     association, began = opened(node), time.monotonic()
     images = [request(dx_image(number=n), association) for n in range(8)]
     with node.database.engine.connect() as other:
