@@ -27,6 +27,7 @@ import httpx
 
 from dicom_node.destinations.answers import fate, held, refused, retry_after
 from dicom_node.destinations.types import EchoResult, Item, OnResult, Sent, Untried
+from dicom_node.dimse.tls import fault_of
 from dicom_node.errors import ConfigurationError, DeliveryFailed, DestinationClosed, Retry
 
 MAXIMUM_ANSWER: Final = 1 << 20
@@ -201,10 +202,10 @@ class DicomwebDestination:
         except (TimeoutError, httpx.TimeoutException) as error:
             raise _NoAnswer("no answer in time", Retry.LATER) from error
         except (OSError, httpx.TransportError) as error:  # TLS has errors of its own
-            otherwise = "connection lost, or the answer is not HTTP"
-            if self.url.startswith("https:"):
-                otherwise += "; it may want another certificate of us"
-            raise _NoAnswer(_why(error, otherwise), Retry.LATER) from error
+            words = _why(error, "connection lost, or the answer is not HTTP")
+            if self.url.startswith("https:"):  # TLS 1.3 refuses a client's after the handshake
+                words += "; it may want another certificate of us"
+            raise _NoAnswer(words, Retry.LATER) from error
 
     def _http(self) -> httpx.AsyncClient:
         """A client to be closed.
@@ -238,8 +239,7 @@ class DicomwebDestination:
                 # Without a password OpenSSL would ask for one on the terminal.
                 context.load_cert_chain(self.certificate, self.key, password="")
         except OSError as error:  # of which ssl.SSLError is one
-            why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-            words = f"CA file, certificate or key cannot be used: {why}"
+            words = f"CA file, certificate or key cannot be used: {fault_of(error)}"
             raise DestinationClosed(words, Retry.LATER) from error
         return context
 
@@ -362,10 +362,8 @@ def _why(error: BaseException, otherwise: str) -> str:
     """A failure of the connection in words that are ours, the system's or OpenSSL's."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"TLS: certificate refused, {cause.verify_message}"
         if isinstance(cause, ssl.SSLError):
-            return f"TLS: {cause.reason}"
+            return f"TLS: {fault_of(cause)}"
         if isinstance(cause, socket.gaierror):
             return f"address: {cause.strerror}"
         if isinstance(cause, OSError) and cause.errno:
