@@ -34,12 +34,12 @@ test: $(VENV)/.installed-dev services lint
 check: $(VENV)/.installed-dev lint
 	$(SIDE_BY_SIDE) -m "not slow" tests/unit
 
-ROWS := $(shell grep -rl --include='test_*.py' 'def test_row_' tests)
+ROW_TESTS := $(shell grep -rl --include='test_*.py' 'def test_row_' tests)
 EVERYDAY = -k test_row_ -m "not slow" --database $(DATABASE) --durations 10
 
 rows: $(VENV)/.installed-dev services
-	$(SIDE_BY_SIDE) $(EVERYDAY) $(filter-out $(ALONE),$(ROWS))
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(EVERYDAY) $(filter $(ALONE),$(ROWS))
+	$(SIDE_BY_SIDE) $(EVERYDAY) $(filter-out $(ALONE),$(ROW_TESTS))
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(EVERYDAY) $(filter $(ALONE),$(ROW_TESTS))
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
