@@ -471,6 +471,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{number} of {len(chosen)}: row {defence.row}, without: {defence.out}", flush=True
             )
             verdict, why, seconds = without(defence)
+            print(f"    {verdict} in {seconds:.0f} s", flush=True)
         good = verdict in ("red", "fits")
         wrong += not good
         colour = "red" if good and not given.list else "green" if good else "bold magenta"
