@@ -13,6 +13,15 @@ _PIXELS, _READING = "unit/inference/test_pixels.py::test_", "inference.reading"
 DEFENCES = [
     Defence(
         10,
+        "whoever has work without pause gives way soon",
+        "faults/test_rows_wire.py::test_row_10_who_holds_up_the_listener_is_cut_off_and_nobody_waits"
+        "_for_him[several floods]",
+        "dicom_node.listener.threads",
+        "    sys.setswitchinterval(TURN)\n",
+        "",
+    ),
+    Defence(
+        10,
         "handshakes are made beside the accept loop",
         _TLS + "10_fifty_clients_that_stall_in_the_handshake_hold_up_nobody[silent]",
         _CONNECTIONS,
@@ -42,7 +51,7 @@ DEFENCES = [
         10,
         "a write has a deadline",
         "faults/test_rows_wire.py::test_row_10_who_holds_up_the_listener_is_cut_off_and_nobody_"
-        "waits_for_him[pipelined flood]",
+        "waits_for_him[several floods]",
         _TRANSPORT,
         "self.socket.settimeout(max(deadline - time.monotonic(), 0.001))",
         "self.socket.settimeout(3600)",

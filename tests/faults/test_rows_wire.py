@@ -187,6 +187,15 @@ def pipelined_flood(port: int) -> list[Wire]:
     return [wire]
 
 
+def several_floods(port: int) -> list[Wire]:
+    """One after the other: a single busy thread holds up the others longest."""
+    wires = []
+    for _ in range(4):
+        wires += pipelined_flood(port)
+        time.sleep(2)  # as long as the node is busy with one
+    return wires
+
+
 def fragments_now_and_then(port: int) -> list[Wire]:
     """Of a byte each: of a command set, and of a data set."""
     wires = [Wire(port), Wire(port)]
@@ -219,6 +228,7 @@ def _pour(wire: Wire, piece: bytes, pause: float = 0) -> None:
         endless_fragments,
         fragments_now_and_then,
         pipelined_flood,
+        several_floods,
     ],
     ids=lambda attack: attack.__name__.replace("_", " "),
 )
