@@ -11,8 +11,7 @@ from typing import Any
 
 import typer
 
-from dicom_node.cli.main import app
-from training.cli import app as training
+from dicom_node.cli.main import command as the_command
 
 
 def find(words: Sequence[str]) -> tuple[Any, list[str]]:
@@ -22,9 +21,7 @@ def find(words: Sequence[str]) -> tuple[Any, list[str]]:
         LookupError: a word names no subcommand.
     """
     left = list(words)
-    command: Any = typer.main.get_command(app)
-    taught = typer.main.get_command(training)  # added by its entry point, when the command runs
-    command.commands |= vars(taught)["commands"]
+    command: Any = typer.main.get_command(the_command(words))
     while hasattr(command, "commands"):
         while left and left[0].startswith("-"):  # --config FILE of the command itself
             del left[: 2 if left[0] in ("--config", "-c") else 1]

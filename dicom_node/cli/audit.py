@@ -18,6 +18,11 @@ from dicom_node.cli.state import node, settings
 app = typer.Typer(help="Who did what: the audit trail.", no_args_is_help=True)
 
 
+def register(command: typer.Typer) -> None:
+    """Add the commands."""
+    command.add_typer(app, name="audit")
+
+
 def changed(kind: Code, what: str, text: str) -> None:
     """Tell the trail what this command has changed.
 

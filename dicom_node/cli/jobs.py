@@ -22,6 +22,12 @@ Number = Annotated[int, typer.Argument(metavar="ID", help="as the listing shows 
 Limit = Annotated[int, typer.Option(min=1, help="how many, at most")]
 
 
+def register(command: typer.Typer) -> None:
+    """Add the commands."""
+    command.add_typer(app, name="jobs")
+    command.add_typer(deliveries, name="deliveries")
+
+
 @app.command("list")
 def list_(
     state: Annotated[JobState | None, typer.Option(help="only those in this state")] = None,

@@ -23,6 +23,11 @@ PassphraseFile = Annotated[
 Name = Annotated[str, typer.Argument(help="name@version, or the name where one version is known")]
 
 
+def register(command: typer.Typer) -> None:
+    """Add the commands."""
+    command.add_typer(app, name="models")
+
+
 @app.command("list")
 def list_(json: Json = False) -> None:
     """List every version with its state."""

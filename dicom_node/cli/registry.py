@@ -34,6 +34,13 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="what rules call it")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="its TCP port")]
 
 
+def register(command: typer.Typer) -> None:
+    """Add the commands."""
+    command.add_typer(modalities, name="modalities")
+    command.add_typer(destinations, name="destinations")
+    command.add_typer(routes, name="routes")
+
+
 @modalities.command("list")
 def list_modalities(json: Json = False) -> None:
     """List who may send."""

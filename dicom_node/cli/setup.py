@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (init, doctor, status):
         app.command()(command)
+    app.add_typer(db, name="db")
 
 
 def init(

@@ -25,6 +25,12 @@ Limit = Annotated[int, typer.Option(min=1, help="how many, at most")]
 Number = Annotated[int, typer.Argument(metavar="ID", help="as `instances list` shows it")]
 
 
+def register(command: typer.Typer) -> None:
+    """Add the commands."""
+    command.add_typer(app, name="studies")
+    command.add_typer(instances, name="instances")
+
+
 class Keep(StrEnum):
     """Which of two contents is the instance."""
 

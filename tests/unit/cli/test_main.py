@@ -5,7 +5,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from dicom_node.cli.main import app
+from dicom_node.cli.main import PARTS
+from dicom_node.cli.main import command as the_command
 
 HEAVY = ("torch", "torchvision", "celery", "highdicom", "pynetdicom")
 
@@ -26,6 +27,7 @@ def commands(group: object, path: tuple[str, ...] = ()) -> list[tuple[tuple[str,
     return found
 
 
+app = the_command()
 ALL = commands(get_command(app))
 
 
@@ -39,6 +41,14 @@ def test_every_command_says_what_it_does_and_every_option_what_it_means(
             parameter, "hidden", False
         )
         assert bare or getattr(parameter, "help", None), (path, parameter.name)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_word_loads_the_module_of_its_command_and_no_other(part: str) -> None:
+    by_extensions = {path[0] for path, _ in ALL}.difference(*PARTS.values())
+    for word in PARTS[part]:
+        loaded = commands(get_command(the_command(["--config", "x", word, "--help"])))
+        assert {path[0] for path, _ in loaded} - by_extensions == PARTS[part]
 
 
 def test_every_listing_has_json() -> None:
