@@ -9,6 +9,7 @@ so silent clients cannot lock others out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import ssl
@@ -74,10 +75,11 @@ OnFault = Callable[[str, str], None]
 
 
 class _Client:
-    """A connection; ``sock`` changes once, from TCP to TLS."""
+    """A connection; ``sock`` changes once, from TCP to TLS. Both it and ``shut`` under the lock."""
 
     def __init__(self, sock: socket.socket, address: str, door: Door) -> None:
         self.sock, self.address, self.door = sock, address, door
+        self.shut = False
 
 
 class Connections:
@@ -85,7 +87,7 @@ class Connections:
 
     Args:
         doors: one or more.
-        maximum: open connections, associated or not.
+        maximum: open connections, associated or not; as many again may be about to end.
         limits: how long a client may take.
         converse: gets the socket and the A-ASSOCIATE-RQ in a thread of its own; returns when the
             association is over.
@@ -111,6 +113,7 @@ class Connections:
         self._lock = threading.Lock()
         self._open: Counter[str] = Counter()
         self._waiting: dict[_Client, None] = {}
+        self._leaving: set[_Client] = set()  # gave way; no longer counted, nearly gone
 
     def accept_until(self, stop: threading.Event) -> None:
         """Accept until ``stop``; then close our copies of the listening sockets.
@@ -160,9 +163,12 @@ class Connections:
             if own or self._open.total() >= self._maximum:
                 waiting = (w for w in self._waiting if not own or w.address == client.address)
                 oldest = next(waiting, None)
-                if oldest is None:
+                if oldest is None or len(self._leaving) >= self._maximum:
                     return False
+                # Its place is free now: while it counted, its address would take others' places.
                 del self._waiting[oldest]
+                self._leaving.add(oldest)
+                self._leave(oldest)
                 _shut(oldest)
             self._open[client.address] += 1
             self._waiting[client] = None
@@ -188,9 +194,11 @@ class Connections:
             self._forget(client)
 
     def _secure(self, client: _Client, context: ssl.SSLContext) -> None:
-        client.sock = secured = context.wrap_socket(
-            client.sock, server_side=True, do_handshake_on_connect=False
-        )
+        secured = context.wrap_socket(client.sock, server_side=True, do_handshake_on_connect=False)
+        with self._lock:
+            client.sock = secured
+            if client.shut:  # meanwhile there was nothing to be shut
+                raise ConnectionAbortedError(errno.ECONNABORTED, "gave way to another")
         secured.settimeout(self._limits.request)  # of the whole handshake, not of each read
         try:
             secured.do_handshake()
@@ -203,10 +211,16 @@ class Connections:
     def _forget(self, client: _Client) -> None:
         with self._lock:
             self._waiting.pop(client, None)
-            self._open[client.address] -= 1
-            self._open += Counter()  # drops who has none left
-        _shut(client)
+            if client in self._leaving:
+                self._leaving.remove(client)
+            else:
+                self._leave(client)
+            _shut(client)
         client.sock.close()
+
+    def _leave(self, client: _Client) -> None:
+        self._open[client.address] -= 1
+        self._open += Counter()  # drops who has none left
 
 
 def _shut(client: _Client) -> None:
@@ -214,5 +228,6 @@ def _shut(client: _Client) -> None:
 
     Below TLS: an SSLSocket's own shutdown() would make a plain socket of it under its reader.
     """
+    client.shut = True
     with contextlib.suppress(OSError):
         socket.socket.shutdown(client.sock, socket.SHUT_RDWR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -475,11 +477,10 @@ def test_row_10_one_address_cannot_take_all_places(own: Pair, modality: Pair) ->
     with ExitStack() as stack:
         node = stack.enter_context(secured(MemoryInbox(), own, **limits))
         bystander = silent("127.0.0.2")
-        flood = [silent("127.0.0.3") for _ in range(10)]
+        flood = [silent("127.0.0.3") for _ in range(50)]
         assert echo_seconds(node.tls, modality) < 1
-        for sock in flood[:6]:
-            sock.settimeout(3)
-            assert sock.recv(1) == b"", "gave way to those of its own address"
+        ended = partial(select.select, flood, [], [], 0)
+        eventually(lambda: len(ended()[0]) >= 46, 3, "all but four gave way or were turned away")
         bystander.settimeout(0.2)
         with pytest.raises(TimeoutError):  # still there
             bystander.recv(1)
