@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
+import pytest
 import redis
 
 from dicom_node.domain.delivery import ARRIVED
@@ -18,6 +19,8 @@ from tests.faults.conftest import Site
 from tests.faults.invariants import i5, i6
 from tests.node import Running, maps_torch, seconds_since
 from tests.servers import eventually
+
+pytestmark = pytest.mark.slow  # each waits for leases, children and models of a whole node
 
 
 def finished_exactly_once(site: Site, *studies: str) -> None:

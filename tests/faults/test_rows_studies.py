@@ -82,6 +82,7 @@ def clinic(
 # 12
 
 
+@pytest.mark.slow
 def test_row_12_pixels_that_decode_without_end_fail_their_job_by_name(clinic: Clinic) -> None:
     """A JPEG of 30000 x 30000 that says it is 96 x 80; others go through meanwhile."""
     node = clinic.node

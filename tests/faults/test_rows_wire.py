@@ -308,6 +308,7 @@ def refused_or_not(node: Running, instance: Sent, syntax: str) -> int | None:
         return status
 
 
+@pytest.mark.slow
 def test_row_12_a_data_set_that_inflates_without_end_is_refused(gate: Running) -> None:
     """Eight of them at once take no more memory than one."""
     instance = slice_of("row 12 deflate")
