@@ -51,7 +51,7 @@ DEFENCES = [
         10,
         "a write has a deadline",
         "faults/test_rows_wire.py::test_row_10_who_holds_up_the_listener_is_cut_off_and_nobody_"
-        "waits_for_him[several floods]",
+        "waits_for_him[pipelined flood]",
         _TRANSPORT,
         "self.socket.settimeout(max(deadline - time.monotonic(), 0.001))",
         "self.socket.settimeout(3600)",

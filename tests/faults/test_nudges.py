@@ -59,7 +59,7 @@ def test_row_15_a_worker_takes_the_next_nudge_though_redis_swallowed_its_acknowl
             assert nudger.nudge("infer", "any")
             eventually(lambda: ran(tmp_path) == 1, 60, "the first task")
             eventually(lambda: not nudger.nudge("infer", "any"), 10, "Redis is frozen")
-            time.sleep(2)  # until the worker, too, has waited in vain
+            time.sleep(2)  # the worker, too, waits half a second for Redis, and must do so in vain
             broker.server.thaw()
             eventually(lambda: nudger.nudge("infer", "any"), 10, "Redis is back")
             eventually(lambda: ran(tmp_path) > 1, 20, "the next task")

@@ -192,7 +192,7 @@ def several_floods(port: int) -> list[Wire]:
     wires = []
     for _ in range(4):
         wires += pipelined_flood(port)
-        time.sleep(2)  # as long as the node is busy with one
+        time.sleep(2)  # a flood keeps the node busy for so long, until nothing more can be sent
     return wires
 
 
