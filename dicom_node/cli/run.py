@@ -52,11 +52,11 @@ def listen(
     tls_fd: Annotated[int | None, typer.Option(hidden=True, help="the same, for TLS")] = None,
 ) -> None:
     """Take associations from modalities."""
+    from dicom_node.listener.heap import keep_few_heaps
     from dicom_node.listener.node import NodeInbox
     from dicom_node.listener.server import open_doors, serve
-    from dicom_node.listener.threads import suit_many_threads
 
-    suit_many_threads()
+    keep_few_heaps()
     chosen = settings()
     telemetry.configure(chosen.log, "listener")
     stop = threading.Event()

@@ -5,7 +5,9 @@ and services run in the same thread, whenever something concerns them. A C-STORE
 set goes piece by piece to whoever stores it, and its answer straight to the socket. Any other
 message is put together here, under a cap, and handed to pynetdicom; then the loop goes on.
 
-Nothing is read while something is served, so TCP holds back who pipelines.
+Nothing is read while something is served, so TCP holds back who pipelines. He also waits `PAUSE`
+before each message that he sent without waiting for the answer: Python's threads give way for
+moments so short that others, who have to wake up first, miss them for seconds.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ log = structlog.get_logger(__name__)
 SERVICE_DATASET_CAP: Final = 16 << 20
 # Bytes a second that a message comes with at least: a slow line has many times as many.
 SLOWEST: Final = 4 << 10
+# Seconds; no operations window is agreed on (PS3.7 D.3.3.3), so others await their answers anyway.
+PAUSE: Final = 0.001
 # Seconds that the peer has to close the connection once all is said.
 LINGER: Final = 0.25
 _HEAD: Final = 6  # bytes: type, reserved, length (PS3.8 9.3.1)
@@ -101,6 +105,8 @@ class AcceptedSocket(DeadlineSocket):
         """
         if not under_way:
             self._waited, self._taken = 0.0, 0
+            if self._start < self._end:
+                time.sleep(PAUSE)  # a peer that does not await answers
         begun = time.monotonic()
         slow = self._taken / SLOWEST - self._waited
         self._fill(1, begun + self.limits.idle + min(slow, 0.0))

@@ -13,12 +13,12 @@ _PIXELS, _READING = "unit/inference/test_pixels.py::test_", "inference.reading"
 DEFENCES = [
     Defence(
         10,
-        "whoever has work without pause gives way soon",
+        "who does not wait for answers waits for the others",
         "faults/test_rows_wire.py::test_row_10_who_holds_up_the_listener_is_cut_off_and_nobody_waits"
         "_for_him[several floods]",
-        "dicom_node.listener.threads",
-        "    sys.setswitchinterval(TURN)\n",
-        "",
+        "dicom_node.dimse.acceptor",
+        "                time.sleep(PAUSE)",
+        "                pass",
     ),
     Defence(
         10,

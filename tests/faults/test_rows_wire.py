@@ -106,7 +106,7 @@ def others_are_served(node: Running, grown: int = 64 * MB) -> Iterator[list[floa
 
     def echo() -> None:
         nonlocal peak
-        while not stop.wait(0.2):
+        while not seconds or not stop.wait(0.2):  # one at least, however soon it is over
             peak = max(peak, memory(process))
             try:
                 seconds.append(echo_seconds(node.port, 10))
