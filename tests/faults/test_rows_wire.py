@@ -228,7 +228,7 @@ def _pour(wire: Wire, piece: bytes, pause: float = 0) -> None:
         endless_fragments,
         fragments_now_and_then,
         pipelined_flood,
-        several_floods,
+        pytest.param(several_floods, marks=pytest.mark.slow),
     ],
     ids=lambda attack: attack.__name__.replace("_", " "),
 )
