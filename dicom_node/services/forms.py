@@ -30,7 +30,6 @@ from dicom_node.domain.profile import (
     form_of,
 )
 from dicom_node.errors import NodeError, ResultError
-from dicom_node.results.build import build_results, cannot
 from dicom_node.results.encode import encode
 from dicom_node.results.types import BuiltObject, Picture, Source
 from dicom_node.services.alerts import alert_once, fault, resolve_alerts
@@ -72,6 +71,8 @@ def choose(
     profile: Profile, prediction: Prediction, refused: Collection[str] = ()
 ) -> Layout | None:
     """The best layout for a destination, None where it refused them all."""
+    from dicom_node.results.build import cannot  # as in `write`
+
     special = profile.segmentation in (Encoding.LABELMAP, Encoding.FRACTIONAL)
     return after_refusal(profile, refused, cannot(prediction) if special else ())
 
@@ -96,6 +97,8 @@ def write(
         ResultError: the prediction cannot be told in one of the forms.
         Unavailable: the disk cannot take them, or the child did not survive the images.
     """
+    from dicom_node.results.build import build_results  # loads highdicom, which few processes need
+
     if any(i.instance.purging_at for i in job.inputs):
         raise ResultError("its images were purged: no other form can be built of it")
     files = input_files(node, job)

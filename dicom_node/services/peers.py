@@ -21,7 +21,6 @@ from dicom_node.domain.profile import (
     SrForm,
 )
 from dicom_node.errors import ConfigurationError, DeliveryFailed, Unavailable
-from dicom_node.results.build import kind_of
 from dicom_node.services.admission import Caller, admit
 from dicom_node.services.context import Node
 from dicom_node.services.registry import check_ae_title, get_destination, list_modalities
@@ -140,6 +139,8 @@ def takes(destination: Destination) -> dict[str, bool] | None:
     """
     if not isinstance(destination, DimseDestination):
         return None
+    from dicom_node.results.build import kind_of  # loads highdicom, which listeners do without
+
     kinds = {form.words: kind_of(form) for form in _ASKED}
     try:
         accepted = destination.accepts(list(kinds.values()))

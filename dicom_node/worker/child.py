@@ -31,6 +31,7 @@ LATER = "later: "
 
 def main(owner: str) -> None:
     """Load the active models and answer."""
+    import dicom_node.results.build  # noqa: F401 - highdicom, so that no job waits for it
     from dicom_node.worker.engines import WarmEngines  # torch
 
     def warm(node: Node) -> WarmEngines:

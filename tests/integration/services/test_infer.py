@@ -19,7 +19,8 @@ from sqlalchemy import select, update
 
 from dicom_node.domain.routing import parse_rules
 from dicom_node.errors import OutOfSpace
-from dicom_node.services import forms, jobs, receive, registry
+from dicom_node.results import build
+from dicom_node.services import jobs, receive, registry
 from dicom_node.services.alerts import list_alerts
 from dicom_node.services.complete import close_studies
 from dicom_node.services.context import Node
@@ -354,7 +355,7 @@ def test_an_error_of_a_library_is_told_without_its_words(
     def failing(*_: Any) -> Any:
         raise ValueError("Invalid value 'Canary^Yellow' for VR PN")
 
-    monkeypatch.setattr(forms, "build_results", failing)
+    monkeypatch.setattr(build, "build_results", failing)
     ready(local, clock, radiograph(1))
     run_jobs(local, Watched(saying), ANY)
     assert one(local, Job).error.startswith("ValueError in failing, test_infer.py line ")

@@ -17,6 +17,27 @@ def test_the_command_loads_nothing_heavy_before_it_is_needed() -> None:
     assert child.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        (
+            ("listener.node", "listener.server"),
+            ("torch", "highdicom", "scipy", "celery", "inference"),
+        ),
+        (("services.schedule",), ("torch", "highdicom", "scipy")),
+        (("worker.tasks",), ("torch", "highdicom", "scipy")),
+    ],
+    ids=["listener", "scheduler", "worker"],
+)
+def test_a_process_loads_nothing_heavy_that_it_can_do_without(
+    modules: tuple[str, ...], without: tuple[str, ...]
+) -> None:
+    names = ", ".join(f"dicom_node.{module}" for module in ("cli.run", *modules))
+    code = f"import sys, {names}; print([m for m in {without} if m in sys.modules])"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout.strip() == "[]"
+
+
 def commands(group: object, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
     found = []
     for name, command in group.commands.items():  # type: ignore[attr-defined] # a group has them
