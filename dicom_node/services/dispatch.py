@@ -5,6 +5,9 @@ A nudge may be lost, doubled or late without harm. Refuses to know what the work
 
 from __future__ import annotations
 
+import math
+import time
+
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -46,18 +49,30 @@ def make_app(settings: Settings) -> Celery:
 
 
 class Nudger:
-    """Sends nudges; a broker that is away costs its timeout and nothing else."""
+    """Sends nudges; a broker that is away costs half of its caller's time at most.
+
+    Each of its addresses is tried once, and after a wait in vain it is left alone for as long.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._app = make_app(settings)
+        hosts = settings.broker_url.split(";")
+        # Or kombu sleeps between attempts until ``broker_connection_timeout`` is over.
+        self._app.conf.broker_transport_options["max_retries"] = len(hosts) - 1
+        self._rests_until = -math.inf
 
     def nudge(self, task: str, queue: str) -> bool:
         """Say that ``queue`` has work; False when the broker could not be told."""
+        begun = time.monotonic()
+        if begun < self._rests_until:
+            return False
         try:
             self._app.send_task(task, queue=queue, kwargs={"queue": queue}, expires=3600)
         except (OperationalError, OSError) as error:
             log.warning("broker away, will nudge again", queue=queue, reason=type(error).__name__)
             self._app.close()
+            now = time.monotonic()
+            self._rests_until = now + (now - begun)
             return False
         return True
 

@@ -51,6 +51,22 @@ DEFENCES = [
     ),
     Defence(
         15,
+        "a broker that is away is tried once",
+        _SCHEDULING + "15_a_broker_that_is_gone_costs_its_timeout_and_nothing_else[killed]",
+        "dicom_node.services.dispatch",
+        '        self._app.conf.broker_transport_options["max_retries"] = len(hosts) - 1\n',
+        "",
+    ),
+    Defence(
+        15,
+        "a broker that was waited for in vain is left alone for as long",
+        _SCHEDULING + "15_a_broker_that_is_gone_costs_its_timeout_and_nothing_else[frozen]",
+        "dicom_node.services.dispatch",
+        "            self._rests_until = now + (now - begun)\n",
+        "            del now\n",
+    ),
+    Defence(
+        15,
         "a Redis that died is started again",
         _SURVIVE + "test_row_15_a_redis_that_is_killed_is_started_again_and_no_job_is_lost",
         "dicom_node.cli.supervise",
