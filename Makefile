@@ -22,10 +22,10 @@ view: $(VENV)/.installed-dev services
 	@$(BIN)/python -m tests.viewer.view $(if $(STUDY),"$(STUDY)")
 
 # What holds seconds or bytes against a limit, and the browser, run alone, after the others, which run
-# two side by side, a thread each.
+# two side by side, a thread each; in the order of their names, in which the longest do not come last.
 ALONE := tests/benchmarks tests/acceptance/test_viewer.py tests/faults/test_rows_wire.py tests/faults/test_shutdown.py \
 	$(addprefix tests/integration/test_,listener.py tls.py)
-SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev services lint
 	$(SIDE_BY_SIDE) $(addprefix --ignore=,$(ALONE))

@@ -254,6 +254,8 @@ def tls_context(settings: AuditSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.ca or None)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # Python's default may take a connection that breaks off for one that was closed.
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         if settings.certificate:
             context.load_cert_chain(settings.certificate, settings.key or None, _no_password)
     except (OSError, ValueError) as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,7 +78,19 @@ def test_a_receiver_killed_in_a_batch_gets_all_of_it_again(
     assert sequences(dying) == list(range(1, 26))
 
 
-def test_without_close_notify_nothing_counts_as_shipped(trail: Trail, keys: Path) -> None:
+@pytest.mark.parametrize("default", [0, ssl.OP_IGNORE_UNEXPECTED_EOF], ids=["strict", "lenient"])
+def test_without_close_notify_nothing_counts_as_shipped(
+    trail: Trail, keys: Path, monkeypatch: pytest.MonkeyPatch, default: int
+) -> None:
+    """Whatever this Python's default is: the one of Debian is lenient."""
+    made = ssl.create_default_context
+
+    def as_there(*given: Any, **more: Any) -> ssl.SSLContext:
+        context = made(*given, **more)
+        context.options = context.options & ~ssl.OP_IGNORE_UNEXPECTED_EOF | default
+        return context
+
+    monkeypatch.setattr("dicom_node.audit.syslog.ssl.create_default_context", as_there)
     fill(trail, 2)
     with Receiver(keys, mute=True) as receiver:
         with pytest.raises(Unavailable):
