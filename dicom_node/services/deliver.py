@@ -193,7 +193,10 @@ def _deliver_to(node: Node, destination_id: int, at_once: int, jitter: Callable[
 
     def record(item: Item, outcome: Sent | DeliveryFailed) -> None:
         fates.append(outcome)
-        _record(node, left.pop(item.sop_instance_uid), outcome, jitter)
+        # Ours until it is recorded: where that fails, as when another entered the same form
+        # meanwhile, it is an attempt that failed, and is told.
+        _record(node, left[item.sop_instance_uid], outcome, jitter)
+        del left[item.sop_instance_uid]
 
     for sending in claimed:
         if failure := _unfit(sending):

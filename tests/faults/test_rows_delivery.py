@@ -457,8 +457,9 @@ def test_row_12_images_that_no_decoder_survives_cost_one_attempt_of_one_delivery
             assert states(node, "later") == []
         deliver(node, enough)
         assert states(node, "later") == [], "it rests"
-        clock.pass_(1000)
-        deliver(node, enough)
+        for _ in range(2):  # both may build the same form at once: who comes second tries again
+            clock.pass_(1000)
+            deliver(node, enough)
         assert "sent" in states(node, "old")
         assert states(node, "later") == ["sent"] * 3
         assert list_alerts(node) == []

@@ -17,6 +17,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
     RLELossless,
 )
+from sqlalchemy.exc import IntegrityError
 
 from dicom_node.domain.profile import Document, Form, SrForm
 from dicom_node.domain.routing import parse_rules
@@ -384,6 +385,25 @@ def test_a_full_disk_is_no_reason_to_give_up_on_another_form(
             told = sent(sqlite_node, tiny_bundle, pacs)
         assert told == [(SEG, "sent"), (COMPREHENSIVE_3D, "pending")]
         assert "no other form yet" in all_of(sqlite_node, Delivery)[1].last_answer
+        clock.pass_(3600)
+        deliver(sqlite_node)
+        assert set(held(pacs)) == {SEG, ENHANCED}
+
+
+def test_a_form_that_another_entered_meanwhile_costs_an_attempt_that_is_told(
+    sqlite_node: Node, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def entered(*_: Any) -> None:
+        raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
+
+    clock = sqlite_node.now
+    assert isinstance(clock, Clock)
+    with pacs_taking(tmp_path, SEG, ENHANCED) as pacs:
+        with monkeypatch.context() as patched:
+            patched.setattr(forms, "enter", entered)
+            told = sent(sqlite_node, tiny_bundle, pacs)
+        assert told == [(SEG, "sent"), (COMPREHENSIVE_3D, "pending")]
+        assert "fault of this node: IntegrityError" in all_of(sqlite_node, Delivery)[1].last_answer
         clock.pass_(3600)
         deliver(sqlite_node)
         assert set(held(pacs)) == {SEG, ENHANCED}
